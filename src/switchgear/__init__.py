@@ -1,0 +1,1 @@
+"""Circuit breakers that every process of an application shares, owned by one manager process."""

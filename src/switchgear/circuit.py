@@ -1,0 +1,354 @@
+"""One circuit: its state machine, its permits and its numbers.
+
+Every method takes the time and returns a value. No clock, no lock, no socket, no thread. `now` is
+always seconds on one monotonic clock and never less than in the call before. Whoever owns a circuit
+calls `tick` when `next_deadline` has come and before any other call at a later time, and collects
+what changed with `take_transitions`.
+
+The state machine is Nygard's (Release It!, 2nd ed., ch. 5); the generation that fences late
+results is sony/gobreaker's idea; that a probe's permit has a deadline answers the most reported
+defect of breakers anywhere, the half-open circuit that waits for ever for a lost probe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import Final, NamedTuple, overload
+
+from .config import CircuitConfig
+from .states import Outcome, State, Verdict
+from .stats import CircuitStats, LatencyWindow, MetricsSnapshot
+
+# All of the machine: (state, cause) -> the state it moves to. What is not here moves nothing.
+TRANSITIONS: Final[Mapping[tuple[State, str], State]] = {
+    (State.CLOSED, "failures"): State.OPEN,  # failure_threshold in a row
+    (State.OPEN, "timeout"): State.HALF_OPEN,  # open_timeout has passed
+    (State.HALF_OPEN, "successes"): State.CLOSED,  # success_threshold in a row
+    (State.HALF_OPEN, "failures"): State.OPEN,  # the first one
+    (State.HALF_OPEN, "lost_permit"): State.OPEN,  # unless lost_permit="ignore"
+    (State.CLOSED, "reset"): State.CLOSED,
+    (State.OPEN, "reset"): State.CLOSED,
+    (State.HALF_OPEN, "reset"): State.CLOSED,
+}
+
+
+class Permit(NamedTuple):
+    """The right to run one call, as the circuit that issued it keeps it.
+
+    Attributes:
+        id: Unique in the life of a manager.
+        generation: The circuit's when it was issued.
+        deadline: When it counts as lost, on the circuit's clock; None for a call admitted while
+            closed, which may take as long as it likes.
+    """
+
+    id: int
+    generation: int
+    deadline: float | None
+
+
+class Rejection(NamedTuple):
+    """Why a call may not run: the state, seconds until a probe may (if known), the last failure."""
+
+    state: State
+    retry_after: float | None
+    last_error: str | None
+
+
+class Transition(NamedTuple):
+    """One step of a circuit. `old is new` only for the reset of a circuit that was closed."""
+
+    old: State
+    new: State
+    cause: str
+    generation: int
+    at: float
+
+
+class Circuit:
+    """The state machine of one named service."""
+
+    __slots__ = (
+        "_entries",
+        "_half_open_at",
+        "_in_flight",
+        "_last_error",
+        "_last_error_at",
+        "_permits_lost",
+        "_probes",
+        "_silent",
+        "_stale_reports",
+        "_state_changed_at",
+        "_total_rejected",
+        "_totals",
+        "_transitions",
+        "_window",
+        "config",
+        "consecutive_failures",
+        "consecutive_successes",
+        "generation",
+        "name",
+        "state",
+    )
+
+    def __init__(self, name: str, config: CircuitConfig, now: float) -> None:
+        self.name = name
+        self.config = config
+        self.state = State.CLOSED
+        self.generation = 1
+        self.consecutive_successes = 0
+        self.consecutive_failures = 0
+        self._half_open_at: float | None = None  # set while open, and only then
+        self._probes: dict[int, Permit] = {}  # by permit id, of every generation
+        self._in_flight = 0  # probes included
+        self._totals = [0, 0, 0]  # by Outcome
+        self._total_rejected = 0
+        self._permits_lost = 0
+        self._silent = 0  # lost, and not reported after all
+        self._stale_reports = 0
+        self._entries = {State.CLOSED: 0, State.OPEN: 0, State.HALF_OPEN: 0}
+        self._last_error: str | None = None
+        self._last_error_at: float | None = None
+        self._state_changed_at = now
+        self._window = LatencyWindow()
+        self._transitions: list[Transition] = []
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def acquire(self, permit_id: int, now: float) -> Permit | Rejection:
+        """Admit or reject one call.
+
+        Half-open admits while fewer than `max_concurrent_requests` probes are in flight, whatever
+        generation they are of: a probe that still hangs from the last half-open time is still a
+        call that the service has to bear.
+
+        Args:
+            permit_id: The id that a permit gets; never used before.
+            now: Seconds.
+
+        Raises:
+            Nothing.
+        """
+        if self.state is State.CLOSED:
+            self._in_flight += 1
+            return Permit(permit_id, self.generation, None)
+        if (
+            self.state is State.HALF_OPEN
+            and len(self._probes) < self.config.max_concurrent_requests
+        ):
+            self._in_flight += 1
+            probe = Permit(permit_id, self.generation, now + self.config.permit_timeout)
+            self._probes[permit_id] = probe
+            return probe
+        self._total_rejected += 1
+        return Rejection(self.state, self.retry_after(now), self._last_error)
+
+    def report(
+        self,
+        permit: Permit,
+        outcome: Outcome,
+        now: float,
+        duration: float = 0.0,
+        error: str | None = None,
+    ) -> Verdict:
+        """Take the outcome of one call and move the circuit if it is due.
+
+        A permit from an earlier generation is counted in the totals and moves nothing: a late
+        success never closes, a late failure never opens nor prolongs.
+
+        Args:
+            permit: What acquire() returned; each is reported at most once, its owner sees to that.
+            outcome: How the call ended.
+            now: Seconds.
+            duration: How long the call took, seconds.
+            error: For a failure, what it was.
+
+        Returns:
+            COUNTED, STALE (an earlier generation) or EXPIRED (held past permit_timeout).
+
+        Raises:
+            Nothing. Every permit has an answer.
+        """
+        if permit.deadline is not None and self._probes.pop(permit.id, None) is None:
+            self._silent -= 1
+            self._stale_reports += 1
+            self._count(outcome, now, duration, error)
+            return Verdict.EXPIRED
+        self._in_flight -= 1
+        if permit.generation != self.generation:
+            return self.report_orphan(outcome, now, duration, error)
+        self._count(outcome, now, duration, error)
+        self._judge(outcome, now)
+        return Verdict.COUNTED
+
+    def report_orphan(
+        self, outcome: Outcome, now: float, duration: float = 0.0, error: str | None = None
+    ) -> Verdict:
+        """Count a call that an earlier manager admitted: in the totals, and STALE."""
+        self._stale_reports += 1
+        self._count(outcome, now, duration, error)
+        return Verdict.STALE
+
+    def _count(self, outcome: Outcome, now: float, duration: float, error: str | None) -> None:
+        self._totals[outcome] += 1
+        if outcome is Outcome.NEUTRAL:
+            return
+        self._window.add(duration)
+        if outcome is Outcome.FAILURE:
+            self._last_error = error
+            self._last_error_at = now
+
+    def _judge(self, outcome: Outcome, now: float) -> None:
+        if outcome is Outcome.SUCCESS:
+            self.consecutive_successes += 1
+            self.consecutive_failures = 0
+            if (
+                self.state is State.HALF_OPEN
+                and self.consecutive_successes >= self.config.success_threshold
+            ):
+                self._to("successes", now)
+        elif outcome is Outcome.FAILURE:
+            self.consecutive_failures += 1
+            self.consecutive_successes = 0
+            # At least, not exactly: a new config may have lowered the threshold below the count.
+            if (
+                self.state is State.HALF_OPEN
+                or self.consecutive_failures >= self.config.failure_threshold
+            ):
+                self._to("failures", now)
+
+    # -- time and operators ------------------------------------------------------------------------
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do next, or None. Linear in the probes in flight."""
+        deadlines = [p.deadline for p in self._probes.values() if p.deadline is not None]
+        if self._half_open_at is not None:
+            deadlines.append(self._half_open_at)
+        return min(deadlines, default=None)
+
+    def tick(self, now: float) -> None:
+        """Let time pass: an open circuit turns half-open, and permits held too long are lost.
+
+        A lost permit is no outcome: it is in no total but `permits_lost`, because the call may
+        still report, late. If it is of this generation, it re-opens the circuit, or not, as
+        `lost_permit` says.
+        """
+        if self._half_open_at is not None and now >= self._half_open_at:
+            self._to("timeout", now)
+        for probe in list(self._probes.values()):
+            if probe.deadline is not None and probe.deadline <= now:
+                self._lose(probe, now)
+
+    def _lose(self, probe: Permit, now: float) -> None:
+        del self._probes[probe.id]
+        self._in_flight -= 1
+        self._silent += 1
+        self._permits_lost += 1
+        if probe.generation == self.generation and self.config.lost_permit == "failure":
+            self._to("lost_permit", now)
+
+    def reset(self, now: float) -> None:
+        """Close the circuit from anywhere; consecutive counts go to zero, totals stay.
+
+        A new generation begins even if the circuit was closed, so what is in flight cannot trip it.
+        """
+        self._to("reset", now)
+
+    def configure(self, config: CircuitConfig) -> bool:
+        """Replace the configuration and say whether it is another one. Nothing else moves.
+
+        A deadline that is running keeps its time; the next one is set by the new values.
+        """
+        changed = config != self.config
+        self.config = config
+        return changed
+
+    def take_transitions(self) -> list[Transition]:
+        """Hand over the transitions since the last time, oldest first."""
+        taken, self._transitions = self._transitions, []
+        return taken
+
+    def _to(self, cause: str, now: float) -> None:
+        old, new = self.state, TRANSITIONS[self.state, cause]
+        if new is not old:
+            self._entries[new] += 1
+            self._state_changed_at = now
+        self.state = new
+        self.generation += 1
+        self.consecutive_successes = 0
+        self.consecutive_failures = 0
+        self._half_open_at = now + self.config.open_timeout if new is State.OPEN else None
+        self._transitions.append(Transition(old, new, cause, self.generation, now))
+
+    # -- reading: moves nothing --------------------------------------------------------------------
+
+    def retry_after(self, now: float) -> float | None:
+        """Seconds until an open circuit turns half-open; None in the other states."""
+        return None if self._half_open_at is None else max(0.0, self._half_open_at - now)
+
+    def stats(self, now: float, utc_offset: float) -> CircuitStats:
+        """Take a snapshot.
+
+        Args:
+            now: Seconds.
+            utc_offset: What to add to a time on the circuit's clock to get seconds of Unix time.
+        """
+        successes, failures, neutral = self._totals
+        ended = successes + failures + neutral + self._total_rejected
+        return CircuitStats(
+            name=self.name,
+            state=self.state,
+            total_requests=ended + self._in_flight + self._silent,
+            total_successes=successes,
+            total_failures=failures,
+            total_neutral=neutral,
+            total_rejected=self._total_rejected,
+            consecutive_successes=self.consecutive_successes,
+            consecutive_failures=self.consecutive_failures,
+            in_flight=self._in_flight,
+            last_error=self._last_error,
+            last_error_at=_utc(self._last_error_at, utc_offset),
+            state_changed_at=_utc(self._state_changed_at, utc_offset),
+            retry_after=self.retry_after(now),
+            generation=self.generation,
+            config=self.config,
+        )
+
+    def metrics(self) -> MetricsSnapshot:
+        """Take a snapshot; latencies in seconds."""
+        successes, failures, _neutral = self._totals
+        latencies = self._window.latencies()
+        return MetricsSnapshot(
+            requests_total=successes + failures,
+            requests_successful=successes,
+            requests_failed=failures,
+            requests_rejected=self._total_rejected,
+            permits_lost=self._permits_lost,
+            stale_reports=self._stale_reports,
+            transitions=dict(self._entries),
+            avg_latency=latencies.avg_latency,
+            min_latency=latencies.min_latency,
+            max_latency=latencies.max_latency,
+            p50_latency=latencies.p50_latency,
+            p95_latency=latencies.p95_latency,
+            p99_latency=latencies.p99_latency,
+        )
+
+    def check(self) -> None:
+        """Assert what is true of a circuit between any two calls. For tests."""
+        assert (self._half_open_at is not None) == (self.state is State.OPEN)
+        assert len(self._probes) <= self._in_flight
+        assert self._silent >= 0
+        assert all(probe.generation <= self.generation for probe in self._probes.values())
+        assert self.state is State.CLOSED or self.consecutive_failures == 0
+        assert self.state is not State.OPEN or self.consecutive_successes == 0
+
+
+@overload
+def _utc(at: float, utc_offset: float) -> datetime: ...
+@overload
+def _utc(at: None, utc_offset: float) -> None: ...
+def _utc(at: float | None, utc_offset: float) -> datetime | None:
+    return None if at is None else datetime.fromtimestamp(at + utc_offset, timezone.utc)
