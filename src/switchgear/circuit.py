@@ -31,6 +31,8 @@ TRANSITIONS: Final[Mapping[tuple[State, str], State]] = {
     (State.OPEN, "reset"): State.CLOSED,
     (State.HALF_OPEN, "reset"): State.CLOSED,
 }
+# Every reason for an event: those above, and a change of configuration, which moves no state.
+CAUSES: Final = frozenset({"config", *(cause for _, cause in TRANSITIONS)})
 
 
 class Permit(NamedTuple):
@@ -223,6 +225,8 @@ class Circuit:
     @property
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next, or None. Linear in the probes in flight."""
+        if not self._probes:
+            return self._half_open_at
         deadlines = [p.deadline for p in self._probes.values() if p.deadline is not None]
         if self._half_open_at is not None:
             deadlines.append(self._half_open_at)

@@ -1,0 +1,641 @@
+"""The messages and their msgpack form: every message once, for both sides.
+
+A message is a frozen tuple of values; on the wire it is one msgpack array, `[kind, field, ...]`, in
+one ZeroMQ frame; the frames of one ZeroMQ message are as many messages, in order. The annotation of
+a field is its type for people and its check for bytes: whatever `decode` returns has passed every
+check, and whatever does not pass raises `Malformed` and nothing else. Elements after the last known
+field are ignored, so that a later version may add some.
+
+No socket, no clock. Times and durations are whole microseconds; instants are either on the
+manager's monotonic clock (`deadline`, `clock`) or Unix time (`..._at`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Set
+from datetime import datetime, timedelta, timezone
+from enum import IntEnum
+from typing import Annotated, Any, Final, NamedTuple, get_args, get_type_hints
+
+import msgpack
+
+from .circuit import CAUSES
+from .config import MAX_SECONDS, CircuitConfig, Consistency, LostPermit, check_name
+from .errors import ConfigError, ProtocolError
+from .states import Outcome, State, Verdict
+from .stats import CircuitStats, MetricsSnapshot
+
+PROTOCOL: Final = 1  # the only version there is; negotiated in Hello and Welcome
+MAX_FRAME: Final = 64 * 1024  # bytes of one message
+MAX_FRAMES: Final = 64  # messages in one ZeroMQ message
+MAX_ERROR_CHARACTERS: Final = 512  # of the last error's text
+PAGE: Final = 24  # circuits in one Listed; 24 of the largest stay below MAX_FRAME
+
+_MAX_INTEGER: Final = 2**63 - 1
+_MAX_UNIX_MICROS: Final = 253_402_300_799_000_000  # the end of the year 9999
+_MAX_MICROS: Final = int(MAX_SECONDS) * 1_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+class ErrorCode(IntEnum):
+    """Why a message was refused. The numbers are the wire's and must not move."""
+
+    MALFORMED = 1  # not msgpack, or not of the form its kind has
+    UNKNOWN_KIND = 2  # no such message, or not on this socket
+    WRONG_PROTOCOL = 3  # no version in common
+    NO_SESSION = 4  # say Hello first
+    UNKNOWN_CIRCUIT = 5  # nobody has declared it
+    BAD_CONFIG = 6  # a name or a configuration out of its range
+    DEADLINE_PASSED = 7  # nobody waits for the answer any more
+    UNKNOWN_PERMIT = 8  # never issued, or reported before
+    FOREIGN_PERMIT = 9  # issued to another session
+    DUPLICATE_REPORT = 10  # that sequence number was taken in before
+    OUT_OF_ORDER = 11  # a report before this one is missing
+
+
+class Malformed(ProtocolError):
+    """A frame that is no message, or no message for this side.
+
+    Attributes:
+        kind: The kind it claims, 0 when it has none.
+        ref: Its first field if that is a number (a request's or a report's), else 0.
+        code: What to answer.
+        text: What is wrong, for people.
+    """
+
+    def __init__(self, kind: int, ref: int, code: ErrorCode, text: str) -> None:
+        super().__init__(kind, ref, code, text)
+        self.kind, self.ref, self.code, self.text = kind, ref, code, text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+# -- seconds and microseconds ----------------------------------------------------------------------
+
+
+def to_micros(seconds: float) -> int:
+    """Whole microseconds of a duration or an instant of the monotonic clock; never less than 0."""
+    return max(0, round(seconds * 1e6))
+
+
+def to_seconds(micros: int) -> float:
+    """The other way. Exact for what `to_micros` made of a duration in whole microseconds."""
+    return micros / 1e6
+
+
+# -- fields: how one value crosses -----------------------------------------------------------------
+
+
+class _Field(NamedTuple):
+    """`decode` raises ValueError with a text; `encode` None means that the value goes as it is."""
+
+    decode: Callable[[Any], Any]
+    encode: Callable[[Any], object] | None = None
+
+
+def _whole(highest: int) -> _Field:
+    def decode(value: object) -> int:
+        if type(value) is int and 0 <= value <= highest:
+            return value
+        raise ValueError(f"expected a whole number from 0 to {highest}, got {_short(value)}")
+
+    return _Field(decode)
+
+
+def _of_type(kind: type, what: str, holds: Callable[[Any], bool]) -> _Field:
+    def decode(value: object) -> object:
+        if type(value) is kind and holds(value):
+            return value
+        raise ValueError(f"expected {what}, got {_short(value)}")
+
+    return _Field(decode)
+
+
+def _number_of(members: type[IntEnum]) -> _Field:
+    """A member of an IntEnum, as its number."""
+    by_number = {int(member): member for member in members}
+
+    def decode(value: object) -> object:
+        if type(value) is int and value in by_number:
+            return by_number[value]
+        raise ValueError(f"expected one of {sorted(by_number)}, got {_short(value)}")
+
+    return _Field(decode)
+
+
+def _place_in(choices: tuple[Any, ...]) -> _Field:
+    """One of a few values, as its place among them."""
+    place = _whole(len(choices) - 1).decode
+    return _Field(lambda value: choices[place(value)], choices.index)
+
+
+def _optional(field: _Field) -> _Field:
+    decode, encode = field
+    if encode is None:
+        return _Field(lambda value: None if value is None else decode(value))
+    return _Field(
+        lambda value: None if value is None else decode(value),
+        lambda value: None if value is None else encode(value),
+    )
+
+
+def _record(build: Callable[..., Any], fields: Mapping[str, _Field]) -> _Field:
+    """An object as an array of its attributes, in the order given."""
+    names, row = tuple(fields), tuple(fields.values())
+
+    def decode(value: object) -> object:
+        return build(**dict(zip(names, _decode_row(value, row), strict=True)))
+
+    def encode(value: object) -> object:
+        return _encode_row([getattr(value, name) for name in names], row)
+
+    return _Field(decode, encode)
+
+
+def _page_of(field: _Field) -> _Field:
+    def decode(value: object) -> tuple[object, ...]:
+        if type(value) is tuple and len(value) <= PAGE:
+            return tuple(_decode_row(value, (field,) * len(value)))
+        raise ValueError(f"expected an array of at most {PAGE}, got {_short(value)}")
+
+    return _Field(decode, lambda value: _encode_row(value, (field,) * len(value)))
+
+
+def _decode_row(value: object, fields: Sequence[_Field]) -> list[Any]:
+    if type(value) is not tuple or len(value) < len(fields):
+        raise ValueError(f"expected an array of {len(fields)}, got {_short(value)}")
+    return [field.decode(item) for field, item in zip(fields, value, strict=False)]
+
+
+def _encode_row(values: Sequence[object], fields: Sequence[_Field]) -> tuple[object, ...]:
+    return tuple(
+        value if field.encode is None else field.encode(value)
+        for field, value in zip(fields, values, strict=True)
+    )
+
+
+def _decode_name(value: object) -> object:
+    check_name(value)
+    return value
+
+
+def _short(value: object) -> str:
+    if type(value) is tuple:  # never its contents: they may be nested too deep for repr()
+        return f"an array of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+_integer = _whole(_MAX_INTEGER)
+_micros = _whole(_MAX_MICROS)
+_duration = _Field(lambda value: to_seconds(_micros.decode(value)), to_micros)
+# A configured duration below a microsecond is legal and must not become 0, which is not.
+_setting = _Field(_duration.decode, lambda seconds: max(1, to_micros(seconds)))
+_instant = _Field(
+    lambda value: _EPOCH + timedelta(microseconds=_whole(_MAX_UNIX_MICROS).decode(value)),
+    lambda at: (at - _EPOCH) // timedelta(microseconds=1),
+)
+_name = _Field(_decode_name)
+_after = _Field(lambda value: value if value == "" else _decode_name(value))
+_text = _of_type(
+    str,
+    f"text of at most {MAX_ERROR_CHARACTERS} characters",
+    lambda value: len(value) <= MAX_ERROR_CHARACTERS,
+)
+_cause = _of_type(str, f"one of {', '.join(sorted(CAUSES))}", CAUSES.__contains__)
+_token = _of_type(bytes, "16 bytes", lambda value: len(value) == 16)
+_flag = _of_type(bool, "a boolean", lambda value: True)
+_state = _place_in(tuple(State))
+_config = _record(
+    CircuitConfig,
+    {
+        "failure_threshold": _integer,
+        "success_threshold": _integer,
+        "open_timeout": _setting,
+        "max_concurrent_requests": _integer,
+        "permit_timeout": _setting,
+        "lost_permit": _place_in(get_args(LostPermit)),
+        "consistency": _place_in(get_args(Consistency)),
+    },
+)
+_stats = _record(
+    CircuitStats,
+    {
+        "name": _name,
+        "state": _state,
+        "total_requests": _integer,
+        "total_successes": _integer,
+        "total_failures": _integer,
+        "total_neutral": _integer,
+        "total_rejected": _integer,
+        "consecutive_successes": _integer,
+        "consecutive_failures": _integer,
+        "in_flight": _integer,
+        "last_error": _optional(_text),
+        "last_error_at": _optional(_instant),
+        "state_changed_at": _instant,
+        "retry_after": _optional(_duration),
+        "generation": _integer,
+        "config": _config,
+    },
+)
+_metrics = _record(
+    MetricsSnapshot,
+    {
+        "requests_total": _integer,
+        "requests_successful": _integer,
+        "requests_failed": _integer,
+        "requests_rejected": _integer,
+        "permits_lost": _integer,
+        "stale_reports": _integer,
+        "transitions": _Field(
+            lambda value: dict(zip(State, _decode_row(value, (_integer,) * 3), strict=True)),
+            lambda value: tuple(value[state] for state in State),
+        ),
+        "avg_latency": _optional(_duration),
+        "min_latency": _optional(_duration),
+        "max_latency": _optional(_duration),
+        "p50_latency": _optional(_duration),
+        "p95_latency": _optional(_duration),
+        "p99_latency": _optional(_duration),
+    },
+)
+
+# What the annotations below are made of. A request's number is its sender's, and rises; an
+# operation's is the manager's, and rises with every decision it makes, whoever it was made for.
+Number = Annotated[int, _integer]
+Micros = Annotated[int, _micros]
+Instant = Annotated[int, _integer]
+Text = Annotated[str, _text]
+Name = Annotated[str, _name]
+
+
+# -- the messages of both sockets ------------------------------------------------------------------
+
+
+class Hello(NamedTuple):
+    """The first message of a connection, and after a break: who speaks, and which versions."""
+
+    lowest: Number
+    highest: Number
+    session: Annotated[bytes, _token]  # drawn once in the life of a client process
+    pid: Number
+
+
+class Welcome(NamedTuple):
+    """The answer to Hello."""
+
+    protocol: Number  # the version to speak from now on
+    epoch: Number  # the manager's life
+    clock: Instant  # the manager's monotonic clock
+    reports: Number  # the last report of this session that was taken in
+
+
+class Error(NamedTuple):
+    """A message was refused; it moved nothing."""
+
+    kind: Number  # of the message refused, 0 when it had none
+    ref: Number  # its request or report number, 0 when it had none
+    code: Annotated[ErrorCode, _number_of(ErrorCode)]
+    text: Text
+
+
+# -- the data socket: permits and outcomes ---------------------------------------------------------
+
+
+class Declare(NamedTuple):
+    """Name a circuit. A config replaces the one in force; none leaves it, or means the defaults."""
+
+    request: Number
+    name: Name
+    config: Annotated[CircuitConfig | None, _optional(_config)]
+
+
+class Declared(NamedTuple):
+    """The answer to Declare: the config in force from now on."""
+
+    request: Number
+    operation: Number
+    config: Annotated[CircuitConfig, _config]
+
+
+class Acquire(NamedTuple):
+    """Ask to run one call. Answered by Granted, Rejected or Error."""
+
+    request: Number
+    name: Name
+    deadline: Instant  # on the manager's clock: after it the caller has gone
+
+
+class Granted(NamedTuple):
+    """The call may run. The number of the operation is the permit's."""
+
+    request: Number
+    operation: Number
+    generation: Number
+    deadline: Annotated[int | None, _optional(_integer)]  # None: admitted while closed
+
+
+class Rejected(NamedTuple):
+    """The call may not run."""
+
+    request: Number
+    operation: Number
+    state: Annotated[State, _state]
+    retry_after: Annotated[float | None, _optional(_duration)]
+    last_error: Annotated[str | None, _optional(_text)]
+
+
+class Report(NamedTuple):
+    """How one call ended. The numbers of a session's reports are 1, 2, 3 ... without a gap."""
+
+    number: Number
+    name: Name
+    epoch: Number  # of the manager that issued the permit
+    permit: Number
+    outcome: Annotated[Outcome, _number_of(Outcome)]
+    duration: Micros
+    error: Annotated[str | None, _optional(_text)]
+
+
+class Reported(NamedTuple):
+    """A report was taken in, and all before it. May be held back a little; see Sync."""
+
+    number: Number
+    operation: Number
+    verdict: Annotated[Verdict, _number_of(Verdict)]
+
+
+class Sync(NamedTuple):
+    """Ask for the acknowledgements of all reports before this one, now."""
+
+    request: Number
+
+
+class Synced(NamedTuple):
+    """The answer to Sync; what it asked for has gone before it."""
+
+    request: Number
+    operation: Number
+
+
+class Goodbye(NamedTuple):
+    """The client goes: what it still holds is given back."""
+
+
+# -- the control socket: for programs and people that ask ------------------------------------------
+
+
+class Ping(NamedTuple):
+    """Ask whether anybody is there."""
+
+    request: Number
+
+
+class Pong(NamedTuple):
+    """The answer to Ping."""
+
+    request: Number
+    operation: Number
+    pid: Number
+    circuits: Number
+
+
+class GetStats(NamedTuple):
+    """Ask for one circuit's CircuitStats."""
+
+    request: Number
+    name: Name
+
+
+class StatsOf(NamedTuple):
+    """The answer to GetStats."""
+
+    request: Number
+    operation: Number
+    stats: Annotated[CircuitStats, _stats]
+
+
+class GetMetrics(NamedTuple):
+    """Ask for one circuit's MetricsSnapshot."""
+
+    request: Number
+    name: Name
+
+
+class MetricsOf(NamedTuple):
+    """The answer to GetMetrics."""
+
+    request: Number
+    operation: Number
+    metrics: Annotated[MetricsSnapshot, _metrics]
+
+
+class GetList(NamedTuple):
+    """Ask for a page of circuits, sorted by name, from the first one after a name ("" for all)."""
+
+    request: Number
+    after: Annotated[str, _after]
+
+
+class ListOf(NamedTuple):
+    """The answer to GetList."""
+
+    request: Number
+    operation: Number
+    circuits: Annotated[tuple[CircuitStats, ...], _page_of(_stats)]
+    more: Annotated[bool, _flag]
+
+
+class Reset(NamedTuple):
+    """Close a circuit by hand."""
+
+    request: Number
+    name: Name
+
+
+class ResetDone(NamedTuple):
+    """The answer to Reset."""
+
+    request: Number
+    operation: Number
+    generation: Number
+
+
+class Subscribe(NamedTuple):
+    """Ask for every Event from now on, or, after a gap, from the one after a version."""
+
+    request: Number
+    since: Annotated[int | None, _optional(_integer)]
+
+
+class Subscribed(NamedTuple):
+    """The answer to Subscribe: the events that follow begin after this version."""
+
+    request: Number
+    operation: Number
+    version: Number
+
+
+class Event(NamedTuple):
+    """One circuit changed. Versions rise by one, over all circuits; `old` may be `new`."""
+
+    version: Number
+    operation: Number
+    name: Name
+    old: Annotated[State, _state]
+    new: Annotated[State, _state]
+    cause: Annotated[str, _cause]
+    generation: Number
+    at: Annotated[datetime, _instant]
+
+
+class Shutdown(NamedTuple):
+    """Ask the manager to end in good order."""
+
+    request: Number
+
+
+class Stopping(NamedTuple):
+    """The answer to Shutdown, and the last one."""
+
+    request: Number
+    operation: Number
+
+
+Message = (
+    Hello | Welcome | Error
+    | Declare | Declared | Acquire | Granted | Rejected
+    | Report | Reported | Sync | Synced | Goodbye
+    | Ping | Pong | GetStats | StatsOf | GetMetrics | MetricsOf | GetList | ListOf
+    | Reset | ResetDone | Subscribe | Subscribed | Event | Shutdown | Stopping
+)  # fmt: skip
+
+# The first element of each message's array, and which way it goes on which socket.
+KINDS: Final[Mapping[type[Message], int]] = {
+    Hello: 1,
+    Welcome: 2,
+    Error: 3,
+    Declare: 10,
+    Declared: 11,
+    Acquire: 12,
+    Granted: 13,
+    Rejected: 14,
+    Report: 15,
+    Reported: 16,
+    Sync: 17,
+    Synced: 18,
+    Goodbye: 19,
+    Ping: 30,
+    Pong: 31,
+    GetStats: 32,
+    StatsOf: 33,
+    GetMetrics: 34,
+    MetricsOf: 35,
+    GetList: 36,
+    ListOf: 37,
+    Reset: 38,
+    ResetDone: 39,
+    Subscribe: 40,
+    Subscribed: 41,
+    Event: 42,
+    Shutdown: 43,
+    Stopping: 44,
+}
+TO_DATA: Final = frozenset({Hello, Declare, Acquire, Report, Sync, Goodbye})
+FROM_DATA: Final = frozenset({Welcome, Error, Declared, Granted, Rejected, Reported, Synced})
+TO_CONTROL: Final = frozenset(
+    {Hello, Ping, GetStats, GetMetrics, GetList, Reset, Subscribe, Shutdown}
+)
+FROM_CONTROL: Final = frozenset(
+    {Welcome, Error, Pong, StatsOf, MetricsOf, ListOf, ResetDone, Subscribed, Event, Stopping}
+)
+
+
+# -- bytes and messages ----------------------------------------------------------------------------
+
+
+class _Form(NamedTuple):
+    """What decode and encode need to know of one message."""
+
+    message: type[Message]
+    kind: int
+    fields: tuple[_Field, ...]
+    plain: bool  # every field goes as it is
+
+
+def _form(message: type[Message], kind: int) -> _Form:
+    hints = get_type_hints(message, include_extras=True).values()
+    fields = tuple(get_args(hint)[1] for hint in hints)
+    return _Form(message, kind, fields, all(field.encode is None for field in fields))
+
+
+_FORMS: Final = {message: _form(message, kind) for message, kind in KINDS.items()}
+_BY_KIND: Final = {form.kind: form for form in _FORMS.values()}
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of one message.
+
+    Raises:
+        Nothing for a message whose fields hold what their annotations say.
+    """
+    form = _FORMS[type(message)]
+    return _packb((form.kind, *(message if form.plain else _encode_row(message, form.fields))))
+
+
+def decode(frame: bytes, allowed: Set[type[Message]]) -> Message:
+    """The message in a frame.
+
+    Args:
+        frame: Any bytes at all.
+        allowed: What may come this way: TO_DATA, FROM_DATA, TO_CONTROL or FROM_CONTROL.
+
+    Raises:
+        Malformed: The bytes are no message, or none of those allowed. Nothing else is raised.
+    """
+    if len(frame) > MAX_FRAME:
+        raise Malformed(
+            0, 0, ErrorCode.MALFORMED, f"{len(frame)} bytes, the limit is {MAX_FRAME} bytes"
+        )
+    try:
+        array = _unpackb(frame)
+    except Exception as error:  # msgpack's are of many kinds, none of them ours to tell apart
+        text = f"not msgpack within our limits: {type(error).__name__}"
+        raise Malformed(0, 0, ErrorCode.MALFORMED, text) from None
+    if type(array) is not tuple or not array or type(array[0]) is not int:
+        raise Malformed(0, 0, ErrorCode.MALFORMED, "expected an array that begins with a kind")
+    form = _BY_KIND.get(array[0])
+    if form is None or form.message not in allowed:
+        text = f"no message of kind {_short(array[0])} goes this way"
+        raise Malformed(_ref(array[0]), _ref(*array[1:2]), ErrorCode.UNKNOWN_KIND, text)
+    try:
+        return form.message(*_decode_row(array[1:], form.fields))
+    except ValueError as error:
+        code = ErrorCode.BAD_CONFIG if isinstance(error, ConfigError) else ErrorCode.MALFORMED
+        text = f"{form.message.__name__}: {error}"[:MAX_ERROR_CHARACTERS]
+        raise Malformed(form.kind, _ref(*array[1:2]), code, text) from None
+
+
+def _ref(value: object = 0) -> int:
+    return value if type(value) is int and 0 <= value <= _MAX_INTEGER else 0
+
+
+def _packb(values: tuple[object, ...]) -> bytes:
+    packed: bytes = msgpack.packb(values)
+    return packed
+
+
+def _unpackb(frame: bytes) -> object:
+    # A fresh call each time: an Unpacker that has failed once is not safe to use again
+    # (GHSA-6v7p-g79w-8964). max_ext_len=0 keeps out timestamps too, which no hook can refuse.
+    return msgpack.unpackb(
+        frame,
+        use_list=False,
+        max_str_len=4 * MAX_ERROR_CHARACTERS,
+        max_bin_len=64,
+        max_array_len=64,
+        max_map_len=0,
+        max_ext_len=0,
+    )
