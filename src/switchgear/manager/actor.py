@@ -1,0 +1,443 @@
+"""The owner of every circuit: a message and the time go in, messages come out.
+
+The actor's order is the order in which things happen; nobody locks anything. It numbers its
+decisions (`operation`), so that a history taken from many processes can be checked against that
+order. It knows peers only as opaque addresses; it owns no socket, no clock, no thread.
+
+Whoever runs it calls `tick` with the time of a turn before it hands in the turn's messages.
+"""
+
+from __future__ import annotations
+
+import bisect
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime, timezone
+from typing import Any, Final, NamedTuple
+
+from ..circuit import Circuit, Permit, Rejection, Transition
+from ..config import CircuitConfig
+from ..states import Outcome, Verdict
+from ..wire import (
+    KINDS,
+    PAGE,
+    PROTOCOL,
+    Acquire,
+    Declare,
+    Declared,
+    Error,
+    ErrorCode,
+    Event,
+    GetList,
+    GetMetrics,
+    GetStats,
+    Goodbye,
+    Granted,
+    Hello,
+    ListOf,
+    Message,
+    MetricsOf,
+    Ping,
+    Pong,
+    Rejected,
+    Report,
+    Reported,
+    Reset,
+    ResetDone,
+    Shutdown,
+    StatsOf,
+    Stopping,
+    Subscribe,
+    Subscribed,
+    Sync,
+    Synced,
+    Welcome,
+    to_micros,
+    to_seconds,
+)
+
+DATA: Final = 0  # the two sockets, as a Peer names them
+CONTROL: Final = 1
+
+ACK_DELAY: Final = 0.005  # seconds a report's answer may be held back
+ACKS_TOGETHER: Final = 32  # and how many at most
+EVENTS_KEPT: Final = 1024  # for a subscriber that missed some
+
+
+class Peer(NamedTuple):
+    """Where a message came from and an answer goes: a socket of the manager's, and an address."""
+
+    socket: int
+    address: bytes
+
+
+class Send(NamedTuple):
+    """A message to be sent."""
+
+    peer: Peer
+    message: Message
+
+
+class Session:
+    """One client process, as long as it lives: it may come back on another connection."""
+
+    __slots__ = ("granted", "peer", "permits", "pid", "reports")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.peer: Peer | None = None  # where it was heard last
+        self.reports = 0  # the number of the last one taken in
+        self.permits: dict[int, _Held] = {}
+        self.granted: dict[int, Granted] = {}  # what is out, by the request that asked for it
+
+
+class _Held(NamedTuple):
+    """A permit that is out."""
+
+    session: Session
+    circuit: Circuit
+    permit: Permit
+    request: int
+
+
+class _Acks(NamedTuple):
+    """What a peer's reports are answered with, once it is due."""
+
+    due: float
+    messages: list[Reported]
+
+
+class Actor:
+    """Owns the circuits, the permits that are out, the sessions and the subscribers.
+
+    Args:
+        epoch: This life of the manager; never the same twice on one host.
+        pid: The manager's process, told to who asks.
+        utc_offset: What to add to `now` to get seconds of Unix time; may be corrected later.
+    """
+
+    def __init__(self, epoch: int, pid: int = 0, utc_offset: float = 0.0) -> None:
+        self.epoch = epoch
+        self.pid = pid
+        self.utc_offset = utc_offset
+        self.stopping = False
+        self._operation = 0
+        self._version = 0
+        self._circuits: dict[str, Circuit] = {}
+        self._names: list[str] = []  # sorted
+        self._timers: list[tuple[float, str]] = []  # a heap; only what is in _armed still counts
+        self._armed: dict[str, float] = {}
+        self._sessions: dict[bytes, Session] = {}  # by token
+        self._connected: dict[Peer, Session] = {}
+        self._permits: dict[int, _Held] = {}
+        self._acks: dict[Peer, _Acks] = {}  # oldest first
+        self._subscribers: dict[Peer, None] = {}  # in order of arrival
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._handlers: dict[type[Message], Callable[[Any, Peer, float], list[Send]]] = {
+            Hello: self._hello,
+            Declare: self._declare,
+            Acquire: self._acquire,
+            Report: self._report,
+            Sync: self._sync,
+            Goodbye: self._goodbye,
+            Ping: self._ping,
+            GetStats: self._get_stats,
+            GetMetrics: self._get_metrics,
+            GetList: self._get_list,
+            Reset: self._reset,
+            Subscribe: self._subscribe,
+            Shutdown: self._shutdown,
+        }
+
+    # -- what the shell calls ----------------------------------------------------------------------
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do at the latest, or None."""
+        timer = self._timers[0][0] if self._timers else None
+        if not self._acks:
+            return timer
+        acks = next(iter(self._acks.values())).due
+        return acks if timer is None else min(timer, acks)
+
+    def tick(self, now: float) -> list[Send]:
+        """Let time pass for every circuit whose deadline has come, and for acknowledgements."""
+        sends: list[Send] = []
+        while self._acks and (first := next(iter(self._acks.items())))[1].due <= now:
+            sends += self._take_acks(first[0])
+        while self._timers and self._timers[0][0] <= now:
+            deadline, name = heapq.heappop(self._timers)
+            if self._armed.get(name) != deadline:
+                continue
+            del self._armed[name]
+            circuit = self._circuits[name]
+            circuit.tick(now)
+            sends += self._follow(circuit, self._next_operation())
+        return sends
+
+    def receive(self, peer: Peer, message: Message, now: float) -> list[Send]:
+        """Take one message that was decoded from what the peer's socket allows."""
+        sends = self._handlers[type(message)](message, peer, now)
+        if peer in self._acks and sends and sends[0].peer == peer:
+            return [*self._take_acks(peer), *sends]
+        return sends
+
+    def undelivered(self, send: Send, now: float, *, gone: bool) -> list[Send]:
+        """Take back what could not be sent: nobody was told, so it did not happen for anybody.
+
+        Args:
+            send: What `tick`, `receive` or this method returned.
+            now: Seconds.
+            gone: The peer is no longer connected, and not merely slow to read.
+        """
+        if gone:
+            self._subscribers.pop(send.peer, None)
+            self._disconnect(send.peer)
+        if isinstance(send.message, Granted):
+            held = self._permits.get(send.message.operation)
+            if held is not None:
+                return self._give_back(held, now)
+        return []
+
+    def check(self) -> None:
+        """Assert what is true between any two calls. For tests."""
+        assert self._names == sorted(self._circuits)
+        assert self._permits == {
+            number: held
+            for session in self._sessions.values()
+            for number, held in session.permits.items()
+        }
+        for peer, session in self._connected.items():
+            assert session.peer == peer
+            assert len(session.granted) == len(session.permits)
+        for circuit in self._circuits.values():
+            circuit.check()
+            deadline = circuit.next_deadline
+            assert deadline is None or self._armed[circuit.name] <= deadline
+
+    # -- sessions ----------------------------------------------------------------------------------
+
+    def _hello(self, message: Hello, peer: Peer, now: float) -> list[Send]:
+        if not message.lowest <= PROTOCOL <= message.highest:
+            text = f"this manager speaks protocol {PROTOCOL} only"
+            return self._refuse(peer, message, ErrorCode.WRONG_PROTOCOL, text)
+        reports = 0
+        if peer.socket == DATA:
+            session = self._sessions.setdefault(message.session, Session(message.pid))
+            for stale in (peer, session.peer):
+                if stale is not None:
+                    self._disconnect(stale)
+            session.peer = peer
+            self._connected[peer] = session
+            reports = session.reports
+        return [Send(peer, Welcome(PROTOCOL, self.epoch, to_micros(now), reports))]
+
+    def _disconnect(self, peer: Peer) -> None:
+        self._acks.pop(peer, None)
+        session = self._connected.pop(peer, None)
+        if session is not None:
+            session.peer = None
+
+    def _goodbye(self, message: Goodbye, peer: Peer, now: float) -> list[Send]:
+        session = self._connected.get(peer)
+        if session is None:
+            return self._no_session(peer, message)
+        self._disconnect(peer)
+        self._sessions = {t: s for t, s in self._sessions.items() if s is not session}
+        sends: list[Send] = []
+        for held in list(session.permits.values()):
+            sends += self._give_back(held, now)
+        return sends
+
+    # -- permits and outcomes ----------------------------------------------------------------------
+
+    def _declare(self, message: Declare, peer: Peer, now: float) -> list[Send]:
+        if peer not in self._connected:
+            return self._no_session(peer, message)
+        operation = self._next_operation()
+        circuit = self._circuits.get(message.name)
+        events: list[Send] = []
+        if circuit is None:
+            circuit = Circuit(message.name, message.config or CircuitConfig(), now)
+            self._circuits[message.name] = circuit
+            bisect.insort(self._names, message.name)
+        elif message.config is not None and circuit.configure(message.config):
+            state, generation = circuit.state, circuit.generation
+            change = Transition(state, state, "config", generation, now)
+            events = self._publish(circuit, change, operation)
+        return [Send(peer, Declared(message.request, operation, circuit.config)), *events]
+
+    def _acquire(self, message: Acquire, peer: Peer, now: float) -> list[Send]:
+        session = self._connected.get(peer)
+        if session is None:
+            return self._no_session(peer, message)
+        circuit = self._circuits.get(message.name)
+        if circuit is None:
+            return self._unknown_circuit(peer, message, message.name)
+        granted = session.granted.get(message.request)
+        if granted is not None:  # asked again, because the answer may have been lost
+            return [Send(peer, granted)]
+        if to_seconds(message.deadline) < now:
+            text = "the caller's deadline had passed"
+            return self._refuse(peer, message, ErrorCode.DEADLINE_PASSED, text)
+        operation = self._next_operation()
+        permit = circuit.acquire(operation, now)
+        if isinstance(permit, Rejection):
+            return [Send(peer, Rejected(message.request, operation, *permit))]
+        deadline = None
+        if permit.deadline is not None:
+            deadline = to_micros(permit.deadline)
+            self._arm(circuit)
+        granted = Granted(message.request, operation, permit.generation, deadline)
+        held = _Held(session, circuit, permit, message.request)
+        session.permits[operation] = self._permits[operation] = held
+        session.granted[message.request] = granted
+        return [Send(peer, granted)]
+
+    def _report(self, message: Report, peer: Peer, now: float) -> list[Send]:
+        session = self._connected.get(peer)
+        if session is None:
+            return self._no_session(peer, message)
+        if message.number != session.reports + 1:
+            return self._wrong_number(session, peer, message)
+        session.reports = message.number
+        duration = to_seconds(message.duration)
+        if message.epoch != self.epoch:
+            circuit = self._circuits.get(message.name)
+            if circuit is None:
+                return self._unknown_circuit(peer, message, message.name)
+            verdict = circuit.report_orphan(message.outcome, now, duration, message.error)
+            return self._acknowledge(peer, message, self._next_operation(), verdict, now)
+        held = self._permits.get(message.permit)
+        if held is None or held.circuit.name != message.name:
+            text = f"permit {message.permit} of {message.name!r} is not out"
+            return self._refuse(peer, message, ErrorCode.UNKNOWN_PERMIT, text)
+        if held.session is not session:
+            text = f"permit {message.permit} was issued to process {held.session.pid}"
+            return self._refuse(peer, message, ErrorCode.FOREIGN_PERMIT, text)
+        self._take_back(held)
+        operation = self._next_operation()
+        verdict = held.circuit.report(held.permit, message.outcome, now, duration, message.error)
+        acks = self._acknowledge(peer, message, operation, verdict, now)
+        return [*acks, *self._follow(held.circuit, operation)]
+
+    def _acknowledge(
+        self, peer: Peer, report: Report, operation: int, verdict: Verdict, now: float
+    ) -> list[Send]:
+        """Answer a report, but not at once: it can mostly go with the next call's Granted."""
+        acks = self._acks.setdefault(peer, _Acks(now + ACK_DELAY, []))
+        acks.messages.append(Reported(report.number, operation, verdict))
+        return self._take_acks(peer) if len(acks.messages) >= ACKS_TOGETHER else []
+
+    def _take_acks(self, peer: Peer) -> list[Send]:
+        return [Send(peer, message) for message in self._acks.pop(peer).messages]
+
+    def _sync(self, message: Sync, peer: Peer, now: float) -> list[Send]:
+        return [Send(peer, Synced(message.request, self._next_operation()))]
+
+    def _wrong_number(self, session: Session, peer: Peer, message: Report) -> list[Send]:
+        expected = session.reports + 1
+        if message.number < expected:
+            text = f"report {message.number} was taken in before"
+            return self._refuse(peer, message, ErrorCode.DUPLICATE_REPORT, text)
+        text = f"report {message.number} came where {expected} was expected"
+        return self._refuse(peer, message, ErrorCode.OUT_OF_ORDER, text)
+
+    def _give_back(self, held: _Held, now: float) -> list[Send]:
+        self._take_back(held)
+        held.circuit.report(held.permit, Outcome.NEUTRAL, now)
+        return self._follow(held.circuit, self._next_operation())
+
+    def _take_back(self, held: _Held) -> None:
+        del self._permits[held.permit.id]
+        del held.session.permits[held.permit.id]
+        del held.session.granted[held.request]
+
+    # -- what programs and people ask --------------------------------------------------------------
+
+    def _ping(self, message: Ping, peer: Peer, now: float) -> list[Send]:
+        count = len(self._circuits)
+        return [Send(peer, Pong(message.request, self._next_operation(), self.pid, count))]
+
+    def _get_stats(self, message: GetStats, peer: Peer, now: float) -> list[Send]:
+        circuit = self._circuits.get(message.name)
+        if circuit is None:
+            return self._unknown_circuit(peer, message, message.name)
+        stats = circuit.stats(now, self.utc_offset)
+        return [Send(peer, StatsOf(message.request, self._next_operation(), stats))]
+
+    def _get_metrics(self, message: GetMetrics, peer: Peer, now: float) -> list[Send]:
+        circuit = self._circuits.get(message.name)
+        if circuit is None:
+            return self._unknown_circuit(peer, message, message.name)
+        metrics = circuit.metrics()
+        return [Send(peer, MetricsOf(message.request, self._next_operation(), metrics))]
+
+    def _get_list(self, message: GetList, peer: Peer, now: float) -> list[Send]:
+        first = bisect.bisect_right(self._names, message.after)
+        page = self._names[first : first + PAGE]
+        stats = tuple(self._circuits[name].stats(now, self.utc_offset) for name in page)
+        more = first + PAGE < len(self._names)
+        return [Send(peer, ListOf(message.request, self._next_operation(), stats, more))]
+
+    def _reset(self, message: Reset, peer: Peer, now: float) -> list[Send]:
+        circuit = self._circuits.get(message.name)
+        if circuit is None:
+            return self._unknown_circuit(peer, message, message.name)
+        operation = self._next_operation()
+        circuit.reset(now)
+        done = Send(peer, ResetDone(message.request, operation, circuit.generation))
+        return [done, *self._follow(circuit, operation)]
+
+    def _subscribe(self, message: Subscribe, peer: Peer, now: float) -> list[Send]:
+        self._subscribers[peer] = None
+        missed: list[Event] = []
+        if message.since is not None:
+            missed = [event for event in self._events if event.version > message.since]
+        begin = missed[0].version - 1 if missed else self._version
+        subscribed = Subscribed(message.request, self._next_operation(), begin)
+        return [Send(peer, subscribed), *(Send(peer, event) for event in missed)]
+
+    def _shutdown(self, message: Shutdown, peer: Peer, now: float) -> list[Send]:
+        self.stopping = True
+        return [Send(peer, Stopping(message.request, self._next_operation()))]
+
+    # -- what follows from a decision --------------------------------------------------------------
+
+    def _next_operation(self) -> int:
+        self._operation += 1
+        return self._operation
+
+    def _follow(self, circuit: Circuit, operation: int) -> list[Send]:
+        """Tell the subscribers of the circuit's transitions and set its timer."""
+        self._arm(circuit)
+        sends: list[Send] = []
+        for transition in circuit.take_transitions():
+            sends += self._publish(circuit, transition, operation)
+        return sends
+
+    def _publish(self, circuit: Circuit, change: Transition, operation: int) -> list[Send]:
+        self._version += 1
+        old, new, cause, generation, at = change
+        when = datetime.fromtimestamp(at + self.utc_offset, timezone.utc)
+        event = Event(self._version, operation, circuit.name, old, new, cause, generation, when)
+        self._events.append(event)
+        return [Send(peer, event) for peer in self._subscribers]
+
+    def _arm(self, circuit: Circuit) -> None:
+        deadline = circuit.next_deadline
+        if deadline is not None and deadline < self._armed.get(circuit.name, math.inf):
+            self._armed[circuit.name] = deadline
+            heapq.heappush(self._timers, (deadline, circuit.name))
+
+    def _no_session(self, peer: Peer, message: Message) -> list[Send]:
+        return self._refuse(peer, message, ErrorCode.NO_SESSION, "say Hello first")
+
+    def _unknown_circuit(self, peer: Peer, message: Message, name: str) -> list[Send]:
+        return self._refuse(peer, message, ErrorCode.UNKNOWN_CIRCUIT, f"no circuit {name!r}")
+
+    def _refuse(self, peer: Peer, message: Message, code: ErrorCode, text: str) -> list[Send]:
+        ref = message[0] if message and isinstance(message[0], int) else 0
+        return [Send(peer, Error(KINDS[type(message)], ref, code, text))]

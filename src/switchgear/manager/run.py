@@ -1,0 +1,93 @@
+"""The manager process itself: what it is told on its command line, and how it ends."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from ..address import Address
+from ..errors import ConfigError
+from .server import AlreadyRunningError, Server
+
+READY = b"ready"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m switchgear.manager`. `--parent` and `--ready-fd` are what `Manager()` passes."""
+    parser = argparse.ArgumentParser(
+        prog="python -m switchgear.manager",
+        description="Run the breaker manager in the foreground until SIGTERM or SIGINT.",
+    )
+    parser.add_argument("--address", help="ipc:///path or /path; default: the host's own")
+    parser.add_argument("--parent", type=int, help="end when this process, our parent, ends")
+    parser.add_argument("--ready-fd", type=int, help="where to say that the sockets answer")
+    parser.add_argument("--log-level", default="INFO", help="default: INFO")
+    options = parser.parse_args(arguments)
+    return serve(
+        options.address,
+        parent=options.parent,
+        ready_fd=options.ready_fd,
+        log_level=options.log_level,
+    )
+
+
+def serve(
+    address: str | None,
+    *,
+    parent: int | None = None,
+    ready_fd: int | None = None,
+    log_level: str = "INFO",
+    announce: Callable[[Mapping[str, object]], None] | None = None,
+) -> int:
+    """Run a manager in this process, which must be in its main thread, until told to stop.
+
+    Args:
+        address: Where to listen; None means the host's own.
+        parent: Our parent's process number: end when it does.
+        ready_fd: Where to write READY, or what went wrong.
+        log_level: Of the log on standard error.
+        announce: Called with address and pid once the sockets answer.
+
+    Returns:
+        An exit code: 0 after an orderly stop, 1 if the address is taken, 2 if it is unfit.
+    """
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
+    )
+    try:
+        place = Address.parse(address)
+        until = () if parent is None else (_parent_descriptor(parent),)
+        server = Server(place, until)
+    except (ConfigError, OSError) as error:
+        _tell(ready_fd, str(error).encode())
+        sys.stderr.write(f"switchgear: {error}\n")
+        return 1 if isinstance(error, AlreadyRunningError) else 2
+
+    def ready() -> None:
+        _tell(ready_fd, READY)
+        if announce is not None:
+            announce({"address": str(place), "pid": os.getpid()})
+
+    server.serve(ready)
+    return 0
+
+
+def _tell(fd: int | None, text: bytes) -> None:
+    """Say one thing to whoever started us, and close the line."""
+    if fd is not None:
+        os.write(fd, text)
+        os.close(fd)
+
+
+def _parent_descriptor(parent: int) -> int:
+    """A descriptor that becomes readable when our parent ends, however it ends.
+
+    A pidfd, because the end of a pipe would be kept open by every child that the parent forks.
+    """
+    fd = os.pidfd_open(parent)
+    if os.getppid() != parent:  # it had ended before, and the number may be somebody else's by now
+        raise ConfigError(f"process {parent} is not the parent of this one")
+    return fd

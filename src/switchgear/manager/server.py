@@ -1,0 +1,232 @@
+"""The shell around the actor: two sockets, the timers, the signals, and one loop.
+
+One process, one thread. What is decided is decided in `actor`; here bytes come in and go out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import logging
+import operator
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+import zmq
+
+from ..address import Address
+from ..errors import ConfigError
+from ..wire import (
+    MAX_FRAME,
+    MAX_FRAMES,
+    TO_CONTROL,
+    TO_DATA,
+    Error,
+    Malformed,
+    decode,
+    encode,
+)
+from .actor import CONTROL, DATA, Actor, Peer, Send
+
+log = logging.getLogger("switchgear.manager")
+
+_READABLE: Final = int(zmq.POLLIN)  # a plain number: an IntFlag costs a microsecond to test
+_BATCH: Final = 128  # messages taken from one socket before the other one gets a look
+_LAST_BATCHES: Final = 100  # answered after the order to stop
+_QUEUE: Final = 10_000  # messages that may wait for one peer that does not read
+_LINGER_MS: Final = 500  # for the last answers, once the loop has ended
+_CLOCK_SLACK: Final = 0.01  # seconds the wall clock may drift before timestamps follow it
+
+
+_peer_of: Final = operator.attrgetter("peer")
+
+
+class AlreadyRunningError(ConfigError):
+    """Another manager holds the address."""
+
+
+class Server:
+    """Binds an address and serves it until it is told to stop.
+
+    Args:
+        address: Where to listen; the directory is made if need be.
+        until: File descriptors that end the server when they become readable, orderly.
+
+    Raises:
+        AlreadyRunningError: A manager serves this address.
+        ConfigError: The directory is unfit; see `Address.make_directory`.
+    """
+
+    def __init__(self, address: Address, until: tuple[int, ...] = ()) -> None:
+        self._address = address
+        self._lock = _lock(address)
+        _raise_file_limit()
+        now = time.monotonic()
+        self._actor = Actor(time.time_ns() // 1000, os.getpid(), time.time() - now)
+        self._context = zmq.Context(io_threads=1)
+        self._sockets = (self._bind(address.data_path), self._bind(address.control_path))
+        self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._ends = {self._wakeup_read, *until}
+        self._poller = zmq.Poller()
+        for source in (*self._sockets, *self._ends):
+            self._poller.register(source, zmq.POLLIN)
+
+    def serve(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Run until a signal, a Shutdown message or a descriptor of `until` says to end.
+
+        Must be called in the main thread: SIGTERM and SIGINT mean an orderly stop.
+
+        Args:
+            ready: Called once the sockets answer.
+        """
+        self._catch_signals()
+        log.info("manager %d serves %s", os.getpid(), self._address)
+        ready()
+        try:
+            while not self._actor.stopping:
+                self._turn()
+            self._drain(time.monotonic())
+        finally:
+            self._close()
+        log.info("manager %d has stopped", os.getpid())
+
+    def _turn(self) -> None:
+        ready = self._wait()
+        now = time.monotonic()
+        self._send(self._actor.tick(now), now)
+        if not self._ends.isdisjoint(ready):
+            self._actor.stopping = True
+        else:
+            self._take(CONTROL, now)  # first: an operator gets an answer under load
+            self._take(DATA, now)
+
+    def _wait(self) -> set[object]:
+        deadline = self._actor.next_deadline
+        if deadline is None:
+            timeout = None
+        else:
+            # Rounded up: waking a little early would only mean to wait again.
+            timeout = max(0, int((deadline - time.monotonic()) * 1000) + 1)
+        return {source for source, _ in self._poller.poll(timeout)}
+
+    def _take(self, socket: int, now: float) -> int:
+        """Answer what has arrived on one socket, in order, up to a limit; say how many it was."""
+        source = self._sockets[socket]
+        if socket == CONTROL:
+            self._correct_clock(now)
+        for count in range(_BATCH):
+            events: int = source.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # never bytes
+            if not events & _READABLE:
+                return count
+            address, *frames = source.recv_multipart(zmq.NOBLOCK)
+            peer = Peer(socket, address)
+            for frame in frames[:MAX_FRAMES]:
+                self._send(self._handle(peer, frame, now), now)
+        return _BATCH
+
+    def _handle(self, peer: Peer, frame: bytes, now: float) -> list[Send]:
+        try:
+            message = decode(frame, TO_DATA if peer.socket == DATA else TO_CONTROL)
+        except Malformed as wrong:
+            log.debug("refused a message: %s", wrong)
+            return [Send(peer, Error(wrong.kind, wrong.ref, wrong.code, wrong.text))]
+        return self._actor.receive(peer, message, now)
+
+    def _send(self, sends: list[Send], now: float) -> None:
+        """Send all; what goes to one peer in a row goes as one ZeroMQ message."""
+        for peer, group in itertools.groupby(sends, key=_peer_of):
+            batch = list(group)
+            failed = self._try_send(peer, batch)
+            if failed is not None:
+                gone = failed == zmq.EHOSTUNREACH
+                for send in batch:
+                    self._send(self._actor.undelivered(send, now, gone=gone), now)
+
+    def _try_send(self, peer: Peer, batch: list[Send]) -> int | None:
+        """Send one ZeroMQ message; an error number says the peer is gone, or does not read."""
+        frames = [peer.address, *(encode(send.message) for send in batch)]
+        try:
+            self._sockets[peer.socket].send_multipart(frames, zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            log.debug("dropped %d messages: %s", len(batch), error)
+            return error.errno
+        return None
+
+    def _drain(self, now: float) -> None:
+        """Answer what was sent before the stop; a limit keeps a busy client from delaying it."""
+        for _ in range(_LAST_BATCHES):
+            if not self._take(CONTROL, now) + self._take(DATA, now):
+                return
+
+    def _correct_clock(self, now: float) -> None:
+        offset = time.time() - now
+        if abs(offset - self._actor.utc_offset) > _CLOCK_SLACK:
+            self._actor.utc_offset = offset
+
+    def _bind(self, path: str) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.ROUTER)
+        # Every option before bind: set later, it would not count for this endpoint.
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.SNDHWM, _QUEUE)
+        socket.setsockopt(zmq.RCVHWM, _QUEUE)
+        socket.setsockopt(zmq.MAXMSGSIZE, 16 * MAX_FRAME)
+        socket.setsockopt(zmq.BACKLOG, 1024)
+        mask = os.umask(0o177)
+        try:
+            socket.bind(f"ipc://{path}")
+        finally:
+            os.umask(mask)
+        return socket
+
+    def _catch_signals(self) -> None:
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._actor.stopping = True
+
+        signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    def _close(self) -> None:
+        signal.set_wakeup_fd(-1)
+        for socket in self._sockets:
+            socket.close()
+        self._context.term()
+        for path in (self._address.data_path, self._address.control_path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # ours: we hold the lock
+        for fd in (self._wakeup_read, self._wakeup_write, self._lock):
+            os.close(fd)
+
+
+def _lock(address: Address) -> int:
+    """Become the one manager of an address: `ipc` lets a second one bind and steal the path.
+
+    The lock goes with the process, however it ends, and the file is never removed: whoever waits
+    for the lock waits for the same file.
+    """
+    address.make_directory()
+    fd = os.open(address.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+        os.close(fd)
+        raise AlreadyRunningError(f"a manager (process {pid}) already serves {address}") from None
+    os.ftruncate(fd, 0)
+    os.write(fd, f"{os.getpid()}\n".encode())
+    return fd
+
+
+def _raise_file_limit() -> None:
+    # libzmq aborts the process when accept() finds no descriptor left.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
