@@ -1,0 +1,368 @@
+"""Breaker: the handle a caller holds on a circuit, and every way to put a call through it."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from types import CoroutineType, TracebackType
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
+
+from ..config import CircuitConfig, check_seconds
+from ..errors import (
+    BreakerError,
+    CallCancelledError,
+    CallTimeoutError,
+    CircuitOpenError,
+    ConfigError,
+    ManagerUnavailableError,
+    ProtocolError,
+    TooManyRequestsError,
+    UnknownCircuitError,
+)
+from ..states import State
+from ..stats import CircuitStats, MetricsSnapshot
+from ..wire import Error, ErrorCode, Rejected
+from .events import Handler
+from .limits import Cancellable, Cancelled, TaskLimit, TimedOut, call_on_thread
+from .permit import Permit
+from .session import Answer, Grant
+
+if TYPE_CHECKING:
+    from .client import Client, Settings
+    from .link import Link
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The permits of the `with` blocks that this thread or task is in, innermost last. A breaker is
+# shared, so the permit of a block cannot be kept on it.
+_entered: Final[contextvars.ContextVar[tuple[tuple[Breaker, Permit], ...]]] = (
+    contextvars.ContextVar("switchgear_entered", default=())
+)
+
+
+class Breaker:
+    """A handle on one circuit. Get it from `switchgear.breaker()`, a Client or a Manager.
+
+    Cheap and thread-safe; any number of asyncio tasks may use it; it survives a fork and can be
+    pickled, so it can be an argument to a process pool.
+
+    Attributes:
+        name: The circuit.
+    """
+
+    __slots__ = ("_cancel", "_client", "_config", "_timeout", "name")
+
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        config: CircuitConfig | None,
+        timeout: float | None = None,
+        cancel: Cancellable | None = None,
+    ) -> None:
+        self.name = name
+        self._client = client
+        self._config = config
+        self._timeout = timeout
+        self._cancel = cancel
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def execute(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function with all the arguments, if the circuit lets it through.
+
+        Returns:
+            What the function returned.
+
+        Raises:
+            CircuitOpenError: The circuit is open; the function was not called.
+            TooManyRequestsError: It is half-open and all permits are out; likewise.
+            ManagerUnavailableError: No manager answered, under manager_loss="reject"; likewise.
+            CallTimeoutError: It ran past `options(timeout=)`; it may run on, on its own thread.
+            CallCancelledError: The token of `options(cancel=)` fired; likewise.
+            BaseException: Whatever the function raised, itself.
+        """
+        if self._timeout is not None or self._cancel is not None:
+            return self._execute_limited(functools.partial(function, *args, **kwargs))
+        permit = self.acquire()
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            permit.end(error)
+            raise
+        if type(result) is CoroutineType:
+            _refuse_coroutine(permit, result)
+        permit.end(None)
+        return result
+
+    async def execute_async(
+        self, function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        """Await the function, called with all the arguments, if the circuit lets it through.
+
+        As `execute`, but on a timeout or a cancellation the task is cancelled, as by
+        `asyncio.timeout`, and nothing runs on.
+        """
+        if self._timeout is not None or self._cancel is not None:
+            return await self._execute_limited_async(functools.partial(function, *args, **kwargs))
+        permit = await self.acquire_async()
+        try:
+            result = await function(*args, **kwargs)
+        except BaseException as error:
+            permit.end(error)
+            raise
+        permit.end(None)
+        return result
+
+    def __call__(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Decorate a function, sync or async: each call of it goes through the circuit.
+
+        Raises:
+            TypeError: It is a generator function, whose call does nothing yet; put `with breaker:`
+                in its body.
+        """
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(
+                "a breaker cannot decorate a generator; use `with breaker:` in its body"
+            )
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def call_async(*args: Any, **kwargs: Any) -> Any:
+                return await self.execute_async(function, *args, **kwargs)
+
+            return call_async  # type: ignore[return-value]  # R is a coroutine here
+
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            return self.execute(function, *args, **kwargs)
+
+        return call
+
+    def options(
+        self, *, timeout: float | None = None, cancel: Cancellable | None = None
+    ) -> Breaker:
+        """The same breaker, for calls that may be stopped.
+
+        Args:
+            timeout: Seconds a call may take; then the caller gets CallTimeoutError and it counts as
+                a failure. Sync code runs on a thread of its own and is left behind there; asyncio
+                code is cancelled.
+            cancel: A CancelToken, or anything with `is_set()`, an Event for one; when it fires the
+                caller gets CallCancelledError, and the call counts for nothing.
+
+        Raises:
+            ConfigError: The timeout is not more than 0 s and finite, or the token is none.
+        """
+        if timeout is not None:
+            check_seconds("timeout", timeout)
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise ConfigError(f"cancel must be a CancelToken or an Event, got {cancel!r}")
+        return Breaker(self._client, self.name, self._config, timeout, cancel)
+
+    def _execute_limited(self, call: Callable[[], R]) -> R:
+        self._check_token()
+        permit = self.acquire()
+        try:
+            result = call_on_thread(call, self._timeout, self._cancel)
+        except TimedOut:
+            self._time_out(permit)
+        except Cancelled:
+            permit.release()
+            raise CallCancelledError(self.name) from None
+        except BaseException as error:
+            permit.end(error)
+            raise
+        if type(result) is CoroutineType:
+            _refuse_coroutine(permit, result)
+        permit.end(None)
+        return result
+
+    async def _execute_limited_async(self, call: Callable[[], Awaitable[R]]) -> R:
+        self._check_token()
+        permit = await self.acquire_async()
+        limit = TaskLimit(self._timeout, self._cancel)
+        try:
+            result = await call()
+        except BaseException as error:
+            reason = limit.end(error)
+            if reason is TimedOut:
+                self._time_out(permit)
+            if reason is Cancelled:
+                permit.release()
+                raise CallCancelledError(self.name) from None
+            permit.end(error)
+            raise
+        limit.end(None)
+        if limit.reason is TimedOut:  # it took its cancellation for no more than a hint
+            permit.failure(CallTimeoutError(self.name, self._timeout or 0.0))
+        else:
+            permit.end(None)
+        return result
+
+    def _time_out(self, permit: Permit) -> NoReturn:
+        assert self._timeout is not None
+        error = CallTimeoutError(self.name, self._timeout)
+        permit.failure(error)
+        raise error from None
+
+    def _check_token(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise CallCancelledError(self.name)
+
+    # -- permits -----------------------------------------------------------------------------------
+
+    def acquire(self) -> Permit:
+        """Get the right to run one call; its holder says how the call ended.
+
+        Raises:
+            CircuitOpenError, TooManyRequestsError, ManagerUnavailableError: As `execute`.
+        """
+        link = self._client.link()
+        if link is None:
+            return self._permit(None, None)
+        timeout = self._client.settings.acquire_timeout
+        return self._permit(link, link.acquire(self.name, timeout))
+
+    async def acquire_async(self) -> Permit:
+        """The same, without blocking the event loop."""
+        link = self._client.link()
+        if link is None:
+            return self._permit(None, None)
+        timeout = self._client.settings.acquire_timeout
+        return self._permit(link, await link.acquire_async(self.name, timeout))
+
+    def _permit(self, link: Link | None, answer: Answer) -> Permit:
+        if isinstance(answer, Grant):
+            return Permit(self.name, link, answer)
+        if isinstance(answer, Rejected):
+            kind = CircuitOpenError if answer.state is State.OPEN else TooManyRequestsError
+            raise kind(self.name, answer.state, answer.retry_after, answer.last_error)
+        if isinstance(answer, Error) and answer.code is not ErrorCode.DEADLINE_PASSED:
+            raise error_of(answer, self.name)
+        if self._client.settings.manager_loss == "allow":
+            return Permit(self.name, None, None)
+        raise ManagerUnavailableError(self._client.address)
+
+    def __enter__(self) -> Permit:
+        self._refuse_limits()
+        permit = self.acquire()
+        _entered.set((*_entered.get(), (self, permit)))
+        return permit
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave(error)
+
+    async def __aenter__(self) -> Permit:
+        self._refuse_limits()
+        permit = await self.acquire_async()
+        _entered.set((*_entered.get(), (self, permit)))
+        return permit
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._leave(error)
+
+    def _leave(self, error: BaseException | None) -> None:
+        entered = _entered.get()
+        for place in range(len(entered) - 1, -1, -1):
+            breaker, permit = entered[place]
+            if breaker is self:
+                _entered.set(entered[:place] + entered[place + 1 :])
+                permit.end(error)
+                return
+        raise BreakerError(
+            f"a block of circuit {self.name!r} was left in another context than it was entered in; "
+            f"use acquire() there"
+        )
+
+    def _refuse_limits(self) -> None:
+        if self._timeout is not None or self._cancel is not None:
+            raise ConfigError("a with block cannot be stopped; use execute() with options()")
+
+    # -- the circuit -------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> CircuitConfig:
+        """What this handle declares; for one that declares nothing, what the manager has.
+
+        Raises:
+            ManagerUnavailableError: It had to be asked, and did not answer.
+        """
+        return self._config if self._config is not None else self.stats().config
+
+    @property
+    def state(self) -> State:
+        """The circuit's state, from the manager; as `stats`."""
+        return self.stats().state
+
+    def stats(self) -> CircuitStats:
+        """The circuit's numbers, after every outcome that this process has handed over.
+
+        Raises:
+            ManagerUnavailableError: No manager answered.
+        """
+        return self._client.stats(self.name)
+
+    def metrics(self) -> MetricsSnapshot:
+        """The circuit's metrics; as `stats`."""
+        return self._client.metrics(self.name)
+
+    def reset(self) -> None:
+        """Close the circuit by hand, from any state; totals stay. As `stats`."""
+        self._client.reset(self.name)
+
+    def on_state_change(self, handler: Handler) -> Callable[[], None]:
+        """Have `handler(name, old, new)` called after every change of state, in this process.
+
+        The callbacks of a process run one after the other on a thread of their own, in the order in
+        which the manager changed the states. One that raises is logged, and holds up nothing. In a
+        forked child they go on with its first use of a breaker.
+
+        Returns:
+            A function that ends it.
+        """
+        return self._client.on_state_change(self.name, handler)
+
+    def __reduce__(self) -> tuple[Callable[..., Breaker], tuple[object, ...]]:
+        if self._cancel is not None:
+            raise TypeError("a breaker with options(cancel=) cannot be pickled")
+        return _restore, (self._client.settings, self.name, self._config, self._timeout)
+
+    def __repr__(self) -> str:
+        return f"<Breaker {self.name!r} at {self._client.address}>"
+
+
+def _restore(
+    settings: Settings, name: str, config: CircuitConfig | None, timeout: float | None
+) -> Breaker:
+    from .client import shared  # not above: it imports us
+
+    client = shared(settings)
+    client.declare(name, config)
+    return Breaker(client, name, config, timeout)
+
+
+def error_of(error: Error, name: str) -> BreakerError:
+    """The exception for the manager's refusal of something about a circuit."""
+    if error.code is ErrorCode.UNKNOWN_CIRCUIT:
+        return UnknownCircuitError(name)
+    return ProtocolError(f"the manager refused: {error.text} ({error.code.name})")
+
+
+def _refuse_coroutine(permit: Permit, coroutine: CoroutineType[Any, Any, Any]) -> NoReturn:
+    coroutine.close()
+    permit.release()
+    raise TypeError("execute() was given a coroutine function; use execute_async()")

@@ -1,0 +1,403 @@
+"""Client: a process's way to one manager. Breakers, statistics and resets go through it."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
+
+from ..address import Address
+from ..config import CircuitConfig, check_name, check_seconds
+from ..errors import (
+    BreakerError,
+    ConfigError,
+    ManagerUnavailableError,
+)
+from ..stats import CircuitStats, MetricsSnapshot
+from ..wire import (
+    Error,
+    GetList,
+    GetMetrics,
+    GetStats,
+    ListOf,
+    Message,
+    MetricsOf,
+    Ping,
+    Pong,
+    Reset,
+    ResetDone,
+    Shutdown,
+    StatsOf,
+    Stopping,
+)
+from .breaker import Breaker, error_of
+from .events import Dispatcher, Handler, Handlers
+from .link import Link
+
+log = logging.getLogger("switchgear")
+
+ManagerLoss = Literal["allow", "reject"]
+
+ACQUIRE_TIMEOUT: Final = 0.05  # seconds a call waits for the manager at most
+CONTROL_TIMEOUT: Final = 1.0  # seconds for statistics, resets and the like
+
+M = TypeVar("M", bound=Message)
+
+
+class Settings(NamedTuple):
+    """What tells one client from another. Checked when built by `of`."""
+
+    address: Address
+    manager_loss: ManagerLoss
+    acquire_timeout: float
+
+    @classmethod
+    def of(cls, address: str | None, manager_loss: str, acquire_timeout: float) -> Settings:
+        """Check the values.
+
+        Raises:
+            ConfigError: One is out of its range, or not available yet.
+        """
+        if manager_loss == "local":
+            raise ConfigError(
+                "manager_loss='local' is not available yet; use 'reject' (the default) or 'allow'"
+            )
+        if manager_loss not in get_args(ManagerLoss):
+            raise ConfigError(f"manager_loss must be 'reject' or 'allow', got {manager_loss!r}")
+        check_seconds("acquire_timeout", acquire_timeout)
+        return cls(Address.parse(address), manager_loss, acquire_timeout)  # type: ignore[arg-type]  # just checked
+
+
+class Client:
+    """A process's way to one manager; `switchgear.connect()` makes one.
+
+    Cheap until it is used: the first call opens the connection. Thread-safe, usable from asyncio,
+    and it survives a fork: parent and child each go on, the child with a connection of its own.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._handlers = Handlers()
+        self._configs: dict[str, CircuitConfig | None] = {}
+        self._link: Link | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._starting = threading.Lock()
+        self._closed = False
+        _alive.add(self)
+
+    @property
+    def address(self) -> str:
+        """Where the manager is."""
+        return str(self.settings.address)
+
+    def breaker(
+        self,
+        name: str,
+        config: CircuitConfig | None = None,
+        *,
+        on_state_change: Handler | None = None,
+        **fields: Any,
+    ) -> Breaker:
+        """A handle on a circuit of this name, for this process and every other.
+
+        With a config, or fields of one, the manager's circuit gets that config. Without any it
+        keeps the one it has; if nobody has declared it yet, it gets the defaults.
+
+        Args:
+            name: 1 to 128 bytes of printable characters.
+            config: All values at once.
+            on_state_change: See `Breaker.on_state_change`.
+            **fields: Some values; see CircuitConfig.
+
+        Raises:
+            ConfigError: The name or a value is out of its range, or both ways are mixed.
+        """
+        check_name(name)
+        if fields:
+            if config is not None:
+                raise ConfigError("give a CircuitConfig or single values, not both")
+            config = _config_of(fields)
+        elif config is not None and not isinstance(config, CircuitConfig):
+            raise ConfigError(f"config must be a CircuitConfig, got {config!r}")
+        breaker = Breaker(self, name, config)
+        self.declare(name, config)
+        if on_state_change is not None:
+            breaker.on_state_change(on_state_change)
+        return breaker
+
+    def declare(self, name: str, config: CircuitConfig | None) -> None:
+        """Remember a circuit for the next connection, and tell the manager if there is one now."""
+        if config is None and name in self._configs:
+            return
+        self._configs[name] = config
+        link = self._link
+        if link is not None and link.pid == os.getpid():
+            link.declare(name, config)
+
+    def breakers(self) -> dict[str, CircuitStats]:
+        """Every circuit the manager has, by name, sorted.
+
+        Raises:
+            ManagerUnavailableError: No manager answered.
+        """
+        circuits = tuple(self._configs)
+        found: dict[str, CircuitStats] = {}
+        more, after = True, ""
+        while more:
+            page = self._ask(partial(_get_list, after), ListOf, circuits)
+            found.update((stats.name, stats) for stats in page.circuits)
+            more, after = page.more, next(reversed(found), "")
+        return found
+
+    def stats(self, name: str) -> CircuitStats:
+        """One circuit's numbers, after every outcome that this process has handed over.
+
+        Raises:
+            ManagerUnavailableError: No manager answered.
+            UnknownCircuitError: Nobody has declared it.
+        """
+        return self._ask(lambda n: GetStats(n, name), StatsOf, self._own(name), name).stats
+
+    def metrics(self, name: str) -> MetricsSnapshot:
+        """One circuit's metrics; as `stats`."""
+        answer = self._ask(lambda n: GetMetrics(n, name), MetricsOf, self._own(name), name)
+        return answer.metrics
+
+    def reset(self, name: str) -> None:
+        """Close one circuit by hand; its totals stay. As `stats`."""
+        self._ask(lambda n: Reset(n, name), ResetDone, self._own(name), name)
+
+    def ping(self) -> Pong:
+        """Whether the manager is there: its process and how many circuits it has.
+
+        Raises:
+            ManagerUnavailableError: No manager answered.
+        """
+        return self._ask(Ping, Pong)
+
+    def shutdown(self) -> None:
+        """Have the manager end, in good order.
+
+        Raises:
+            ManagerUnavailableError: No manager answered.
+        """
+        self._ask(Shutdown, Stopping)
+
+    def flush(self, timeout: float = CONTROL_TIMEOUT) -> None:
+        """Wait until the manager has taken in every outcome that this process has handed over.
+
+        Raises:
+            ManagerUnavailableError: It did not within `timeout` seconds; nothing is lost by that.
+        """
+        link = self._link
+        if link is not None and link.pid == os.getpid() and not link.flush(timeout):
+            raise ManagerUnavailableError(self.address)
+
+    def on_state_change(self, name: str, handler: Handler) -> Callable[[], None]:
+        """See `Breaker.on_state_change`."""
+        if not callable(handler):
+            raise TypeError(f"on_state_change takes a function, got {handler!r}")
+        remove = self._handlers.add(name, handler)
+        link = self.link()
+        if link is None or not link.subscribe(self.settings.acquire_timeout):
+            log.warning("no manager at %s yet: its events come when it is there", self.address)
+        return remove
+
+    def link(self) -> Link | None:
+        """The connection of this process, opened if need be; None where no manager can be.
+
+        Raises:
+            BreakerError: The client is closed.
+            ConfigError: The socket directory is unfit.
+        """
+        link = self._link
+        if link is not None and link.pid == os.getpid():
+            return link
+        return self._open()
+
+    def close(self) -> None:
+        """Flush what was handed over, give back what is held, and close the connection."""
+        self._closed = True
+        _shared.pop(self.settings, None)
+        self.disconnect()
+
+    def disconnect(self) -> None:
+        """Close the connection of this process; the next use opens another one."""
+        with self._starting:
+            link, self._link = self._link, None
+            if link is None or link.pid != os.getpid():
+                return
+            if self._dispatcher is not None:
+                self._dispatcher.close()
+            if not link.close(self.settings.acquire_timeout):
+                log.warning("the manager at %s has not taken in every outcome", self.address)
+
+    def forget_link(self) -> None:
+        """In a forked child: leave the parent's connection alone, and open one when it is used."""
+        if self._link is not None:
+            _inherited.append((self._link, self._dispatcher))
+        self._link = None
+        self._starting = threading.Lock()
+
+    def _open(self) -> Link | None:
+        with self._starting:
+            if self._closed:
+                raise BreakerError("this client is closed")
+            link = self._link
+            if link is not None and link.pid == os.getpid():
+                return link
+            try:
+                self.settings.address.check_directory()
+            except FileNotFoundError:
+                return None  # and no socket of somebody else's that comes there later
+            if link is not None:
+                _inherited.append((link, self._dispatcher))
+            _close_at_exit()
+            self._dispatcher = Dispatcher(self._handlers)
+            link = Link(self.settings.address, self._dispatcher.put)
+            for name, config in list(self._configs.items()):
+                link.declare(name, config)
+            if self._handlers:
+                link.subscribe(self.settings.acquire_timeout)
+            self._link = link
+            return link
+
+    def _own(self, name: str) -> tuple[str, ...]:
+        """The circuit, if this client has declared it: then the manager must know it first."""
+        check_name(name)
+        return (name,) if name in self._configs else ()
+
+    def _ask(
+        self,
+        build: Callable[[int], Message],
+        expected: type[M],
+        circuits: tuple[str, ...] = (),
+        name: str = "",
+    ) -> M:
+        link = self.link()
+        answer = None if link is None else link.ask(build, CONTROL_TIMEOUT, circuits)
+        if isinstance(answer, expected):
+            return answer
+        if isinstance(answer, Error):
+            raise error_of(answer, name)
+        raise ManagerUnavailableError(self.address)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Client of {self.address}>"
+
+
+def connect(
+    address: str | None = None,
+    *,
+    manager_loss: ManagerLoss = "reject",
+    acquire_timeout: float = ACQUIRE_TIMEOUT,
+) -> Client:
+    """A client of the manager at an address.
+
+    Nothing is sent before the first use, so a manager may be started later.
+
+    Args:
+        address: `ipc:///path` or `/path`, as the manager was given; None means the host's own, see
+            `Address.default`.
+        manager_loss: What a call does when no manager answers: "reject" raises
+            ManagerUnavailableError, "allow" runs it unprotected.
+        acquire_timeout: Seconds a call waits for the manager at most, finite.
+
+    Raises:
+        ConfigError: A value is out of its range.
+    """
+    return Client(Settings.of(address, manager_loss, acquire_timeout))
+
+
+def shared(settings: Settings) -> Client:
+    """The one client of this process with these settings, made if need be."""
+    with _sharing:
+        client = _shared.get(settings)
+        if client is None:
+            client = _shared[settings] = Client(settings)
+        return client
+
+
+def share(client: Client) -> None:
+    """Let breakers that arrive pickled use this client rather than one of their own."""
+    with _sharing:
+        _shared.setdefault(client.settings, client)
+
+
+def breaker(
+    name: str,
+    config: CircuitConfig | None = None,
+    *,
+    on_state_change: Handler | None = None,
+    **fields: Any,
+) -> Breaker:
+    """A breaker on the process's default client; see `Client.breaker`."""
+    client = shared(Settings.of(None, "reject", ACQUIRE_TIMEOUT))
+    return client.breaker(name, config, on_state_change=on_state_change, **fields)
+
+
+def _get_list(after: str, number: int) -> GetList:
+    return GetList(number, after)
+
+
+def _config_of(fields: dict[str, Any]) -> CircuitConfig:
+    known = CircuitConfig.__dataclass_fields__
+    for field in fields:
+        if field not in known:
+            raise ConfigError(f"there is no setting {field!r}; there are {', '.join(known)}")
+    return CircuitConfig(**fields)
+
+
+# -- the process's clients, across fork and exit ---------------------------------------------------
+
+_alive: weakref.WeakSet[Client] = weakref.WeakSet()
+_shared: dict[Settings, Client] = {}
+_sharing = threading.Lock()
+# What a forked child inherited and must neither use nor let be collected: it belongs to the parent.
+_inherited: list[object] = []
+
+
+def _after_fork() -> None:
+    global _sharing
+    _sharing = threading.Lock()
+    for client in list(_alive):
+        client.forget_link()
+
+
+def _close_at_exit() -> None:
+    """See that this process hands over what it has, however it ends in good order.
+
+    A multiprocessing child leaves without `atexit`; it runs the finalizers of its own module.
+    """
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:
+        util.Finalize(None, _disconnect_all, exitpriority=100)
+
+
+def _disconnect_all() -> None:
+    for client in list(_alive):
+        with contextlib.suppress(Exception):  # nobody is left to hear of it
+            client.disconnect()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_disconnect_all)

@@ -1,0 +1,104 @@
+"""State-change callbacks: called one by one, in the manager's order, by a thread of their own.
+
+Neither a slow callback nor one that raises can hold up a call.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ..states import State
+from ..wire import Event
+
+log = logging.getLogger("switchgear")
+
+Handler = Callable[[str, State, State], object]
+
+_QUEUE: Final = 10_000  # events that may wait for callbacks that do not keep up
+
+
+class Handlers:
+    """The callbacks of one client, by circuit. Adding and removing replaces, so reading is safe."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, tuple[Handler, ...]] = {}
+        self._lock = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
+    def add(self, name: str, handler: Handler) -> Callable[[], None]:
+        """Add a callback; returns what removes it, once however often it is called."""
+        entry = _Entry(handler)
+        with self._lock:
+            self._by_name[name] = (*self._by_name.get(name, ()), entry)
+
+        def remove() -> None:
+            with self._lock:
+                left = tuple(e for e in self._by_name.get(name, ()) if e is not entry)
+                self._by_name[name] = left
+                if not left:
+                    del self._by_name[name]
+
+        return remove
+
+    def of(self, name: str) -> tuple[Handler, ...]:
+        """The callbacks of one circuit, oldest first."""
+        return self._by_name.get(name, ())
+
+
+class _Entry:
+    """One registration: the same function may be registered twice."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+
+    def __call__(self, name: str, old: State, new: State) -> object:
+        return self._handler(name, old, new)
+
+
+class Dispatcher:
+    """The thread that calls the handlers of one process."""
+
+    def __init__(self, handlers: Handlers) -> None:
+        self._handlers = handlers
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
+        self._started = False
+        self._dropping = False
+
+    def put(self, events: Iterable[Event]) -> None:
+        """Have the handlers called for these events. Does not block; one caller at a time."""
+        for event in events:
+            if event.old is event.new:
+                continue
+            if self._queue.qsize() >= _QUEUE:
+                if not self._dropping:
+                    log.warning("on_state_change callbacks do not keep up: events are dropped")
+                self._dropping = True
+                continue
+            self._dropping = False
+            self._queue.put(event)
+            if not self._started:
+                self._started = True
+                name = "switchgear-events"
+                threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def close(self) -> None:
+        """Let the thread end after what it has."""
+        self._queue.put(None)
+
+    def _run(self) -> None:
+        while (event := self._queue.get()) is not None:
+            for handler in self._handlers.of(event.name):
+                _call(handler, event)
+
+
+def _call(handler: Handler, event: Event) -> None:
+    try:
+        handler(event.name, event.old, event.new)
+    except BaseException:  # not even SystemExit may end the thread of all callbacks
+        log.exception("an on_state_change callback of circuit %r raised", event.name)

@@ -1,0 +1,453 @@
+"""The shell around the session: its connections, and the thread that watches them.
+
+Everything that touches the session or a socket happens in a turn, and turns do not overlap: whoever
+holds `_driver` runs one. Commands wait in `_inbox` for the next turn, and posting one is a single
+append, so a signal handler that raises can interrupt a caller anywhere and lose nothing.
+
+Who runs the turns? A caller that has posted something runs one at once, if nobody else is at it,
+and a caller that waits for an answer watches the sockets itself. The I/O thread watches them when
+no caller does. Handing each request to that thread and each answer back would be simpler, but costs
+two thread switches a call: measured, 1.9 times the bare round trip in place of 1.4.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+import zmq
+
+from ..address import Address
+from ..states import Outcome, Verdict
+from ..wire import (
+    FROM_CONTROL,
+    FROM_DATA,
+    MAX_FRAME,
+    MAX_FRAMES,
+    Event,
+    Malformed,
+    Message,
+    decode,
+    encode,
+)
+from .session import DATA, Answer, Grant, Session, Waiter
+
+log = logging.getLogger("switchgear")
+
+_READABLE: Final = int(zmq.POLLIN)  # as plain numbers: an IntFlag costs a microsecond to test
+_WRITABLE: Final = int(zmq.POLLOUT)
+
+_NAP_MS: Final = 2  # how long the I/O thread leaves the sockets to busy callers
+_QUEUE: Final = 100_000  # messages that may wait for a manager that does not read
+_RECONNECT_MS: Final = 10  # the first try; then twice as long each time, up to
+_RECONNECT_MAX_MS: Final = 200
+_LINGER_MS: Final = 200  # for what is still on its way when the link closes
+
+
+class ThreadWaiter:
+    """A thread that blocks until it is answered."""
+
+    __slots__ = ("_arrived", "answer", "answered")
+
+    def __init__(self) -> None:
+        self.answer: Answer = None
+        self.answered = False
+        self._arrived = threading.Lock()
+        self._arrived.acquire()
+
+    def complete(self, answer: Answer) -> None:
+        if not self.answered:
+            self.answer = answer
+            self.answered = True
+            self._arrived.release()
+
+    def wait(self, timeout: float) -> None:
+        """Block until answered, at most `timeout` seconds."""
+        self._arrived.acquire(timeout=max(0.0, timeout))
+
+
+class TaskWaiter:
+    """An asyncio task that awaits its answer."""
+
+    __slots__ = ("_loop", "answer", "answered", "arrived")
+
+    def __init__(self) -> None:
+        self.answer: Answer = None
+        self.answered = False
+        self._loop = asyncio.get_running_loop()
+        self.arrived: asyncio.Future[None] = self._loop.create_future()
+
+    def complete(self, answer: Answer) -> None:
+        if not self.answered:
+            self.answer = answer
+            self.answered = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and its tasks are gone
+                self._loop.call_soon_threadsafe(self.wake)
+
+    def wake(self) -> None:
+        """Resume the task, answered or not. In the loop's own thread only."""
+        if not self.arrived.done():
+            self.arrived.set_result(None)
+
+
+class _Signal:
+    """Wakes a thread that waits in poll()."""
+
+    __slots__ = ("_read", "_write")
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def fileno(self) -> int:
+        return self._read
+
+    def set(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it wakes all the same
+            os.write(self._write, b"\0")
+
+    def clear(self) -> bool:
+        """Forget that it was set, and say whether it was."""
+        try:
+            return bool(os.read(self._read, 4096))
+        except BlockingIOError:
+            return False
+
+    def close(self) -> None:
+        os.close(self._read)
+        os.close(self._write)
+
+
+class Link:
+    """One process's connection to one manager. Thread-safe; not for use after a fork.
+
+    Args:
+        address: The manager's.
+        on_events: Called in a turn with the events that came, in order; must not block.
+    """
+
+    def __init__(self, address: Address, on_events: Callable[[list[Event]], None]) -> None:
+        self.pid = os.getpid()
+        self._address = address
+        self._on_events = on_events
+        self._session = Session(secrets.token_bytes(16), self.pid)
+        self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._driver = threading.Lock()
+        self._interrupted = False  # a turn was left half-way, by an exception
+        self._outage = False  # as last logged
+        self._context = zmq.Context(io_threads=1)
+        self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        self._online: dict[int, bool] = {}
+        self._watch = threading.Lock()  # held by the one caller that watches the sockets
+        self._watching: int | None = None  # its thread
+        self._watched = 0  # how often that ended
+        self._nudge = _Signal()  # for the caller that watches
+        self._wake = _Signal()  # for the I/O thread
+        self._watcher = select.poll()
+        self._watcher.register(self._nudge, select.POLLIN)
+        self._napping = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="switchgear-io", daemon=True)
+        self._thread.start()
+
+    # -- what callers do ---------------------------------------------------------------------------
+
+    def acquire(self, name: str, timeout: float) -> Answer:
+        """Ask for a permit and wait for the answer, at most `timeout` seconds; None: no manager."""
+        now = time.monotonic()
+        waiter = ThreadWaiter()
+        return self._wait_for(
+            waiter, now + timeout, name, self._session.acquire, waiter, name, now + timeout, now
+        )
+
+    async def acquire_async(self, name: str, timeout: float) -> Answer:
+        """The same for a task: the event loop goes on meanwhile."""
+        now = time.monotonic()
+        waiter = TaskWaiter()
+        return await self._await(
+            waiter, timeout, name, self._session.acquire, waiter, name, now + timeout, now
+        )
+
+    def report(
+        self,
+        name: str,
+        grant: Grant,
+        outcome: Outcome,
+        duration: float,
+        error: str | None,
+        settled: Callable[[Verdict], None] | None,
+    ) -> None:
+        """Say how a call ended; see `Session.report`. Does not wait."""
+        self._post(self._session.report, name, grant, outcome, duration, error, settled)
+
+    def declare(self, name: str, config: object) -> None:
+        """See `Session.declare`. Does not wait."""
+        self._post(self._session.declare, name, config)
+
+    def ask(
+        self, build: Callable[[int], Message], timeout: float, circuits: tuple[str, ...] = ()
+    ) -> Answer:
+        """Ask on the control connection; see `Session.ask`. None: no manager answered in time."""
+        waiter = ThreadWaiter()
+        deadline = time.monotonic() + timeout
+        return self._wait_for(waiter, deadline, None, self._session.ask, waiter, build, circuits)
+
+    def subscribe(self, timeout: float) -> bool:
+        """Have events collected; False: no manager answered in time, it will happen later."""
+        waiter = ThreadWaiter()
+        deadline = time.monotonic() + timeout
+        self._wait_for(waiter, deadline, None, self._session.subscribe, waiter)
+        return waiter.answered
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until the manager has taken in all that was reported; False: it did not, in time."""
+        waiter = ThreadWaiter()
+        deadline = time.monotonic() + timeout
+        self._wait_for(waiter, deadline, None, self._session.flush, waiter)
+        return waiter.answered
+
+    def close(self, timeout: float) -> bool:
+        """Flush, take leave of the manager, end the thread. False: not everything was flushed."""
+        flushed = self.flush(timeout)
+        self._post(self._session.goodbye)
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        with self._driver:
+            self._turn()
+            for socket in self._sockets.values():
+                socket.close()
+            self._context.term()
+        self._nudge.close()
+        self._wake.close()
+        return flushed
+
+    # -- waiting -----------------------------------------------------------------------------------
+
+    def _wait_for(
+        self,
+        waiter: ThreadWaiter,
+        deadline: float,
+        name: str | None,
+        command: Callable[..., None],
+        *args: object,
+    ) -> Answer:
+        timed_out = False
+        try:
+            self._post(command, *args)
+            if not waiter.answered:
+                self._wait(waiter, deadline)
+            timed_out = not waiter.answered
+            if timed_out:
+                return None
+            return waiter.answer
+        except BaseException:
+            self._post(self._abandon, waiter, name, False)
+            raise
+        finally:
+            if timed_out:
+                self._post(self._abandon, waiter, name, True)
+
+    async def _await(
+        self,
+        waiter: TaskWaiter,
+        timeout: float,
+        name: str,
+        command: Callable[..., None],
+        *args: object,
+    ) -> Answer:
+        timer = asyncio.get_running_loop().call_later(timeout, waiter.wake)
+        try:
+            self._post(command, *args)
+            if self._napping:
+                self._wake.set()
+            await waiter.arrived
+        except BaseException:
+            self._post(self._abandon, waiter, name, False)
+            raise
+        finally:
+            timer.cancel()
+        if waiter.answered:
+            return waiter.answer
+        self._post(self._abandon, waiter, name, True)
+        return None
+
+    def _abandon(self, waiter: Waiter, name: str | None, timed_out: bool) -> None:
+        if not waiter.answered:
+            self._session.abandon(waiter, timed_out=timed_out)
+        elif isinstance(waiter.answer, Grant) and name is not None:
+            self._session.report(name, waiter.answer, Outcome.NEUTRAL)
+
+    def _wait(self, waiter: ThreadWaiter, deadline: float) -> None:
+        if not self._watch.acquire(blocking=False):
+            waiter.wait(deadline - time.monotonic())
+            return
+        try:
+            self._watching = threading.get_ident()
+            while not waiter.answered:
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return
+                for fd, _ in self._watcher.poll(remaining * 1000):
+                    if fd == self._nudge.fileno():
+                        self._nudge.clear()
+                with self._driver:
+                    self._turn()
+        finally:
+            self._watching = None
+            self._watched += 1
+            self._watch.release()
+            if self._session.waiting:
+                self._wake.set()  # others wait, and nobody watches for them now
+
+    def _run(self) -> None:
+        """The I/O thread: watch the sockets, but leave them alone while callers are busy."""
+        wake = select.poll()
+        wake.register(self._wake, select.POLLIN)
+        everything = select.poll()
+        everything.register(self._wake, select.POLLIN)
+        watched: set[int] = set()
+        while not self._closing:
+            before = self._watched
+            for fd in self._descriptors() - watched:
+                everything.register(fd, select.POLLIN)
+                watched.add(fd)
+            if self._napping:
+                wake.poll(_NAP_MS)
+            else:
+                everything.poll()
+            woken = self._wake.clear()
+            self._napping = not woken and (self._watched != before or self._watch.locked())
+            try:
+                with self._driver:
+                    self._turn()
+            except Exception:
+                log.exception("a turn of the I/O thread failed")
+
+    def _descriptors(self) -> set[int]:
+        return {int(socket.fd) for socket in self._sockets.values()}
+
+    # -- turns -------------------------------------------------------------------------------------
+
+    def _post(self, command: Callable[..., None], *args: object) -> None:
+        """Have a command done in a turn: now, by us, unless somebody is at it already."""
+        self._inbox.append((command, args))
+        while self._inbox and self._driver.acquire(blocking=False):
+            try:
+                self._turn()
+            finally:
+                self._driver.release()
+
+    def _turn(self) -> None:
+        """Do what was posted, take what has arrived, send what is due, answer who is answered."""
+        try:
+            now = time.monotonic()
+            if self._interrupted:
+                self._interrupted = False
+                self._session.resume(now)
+            while self._inbox:
+                command, args = self._inbox.popleft()
+                command(*args)
+            self._open_wanted()
+            self._receive(now)
+            while self._session.outbox:
+                self._send()
+                self._receive(now)  # sending may have swallowed the signal that something arrived
+            self._hand_over()
+        except BaseException:
+            self._interrupted = True
+            self._wake.set()
+            raise
+
+    def _open_wanted(self) -> None:
+        for connection in self._session.wanted - self._sockets.keys():
+            path = (self._address.data_path, self._address.control_path)[connection]
+            socket = self._context.socket(zmq.DEALER)
+            # Every option before connect: set later, it would not count for this endpoint.
+            socket.setsockopt(zmq.LINGER, _LINGER_MS)
+            socket.setsockopt(zmq.IMMEDIATE, 1)  # else a later manager gets what nobody waits for
+            socket.setsockopt(zmq.SNDHWM, _QUEUE)
+            socket.setsockopt(zmq.RCVHWM, _QUEUE)
+            socket.setsockopt(zmq.MAXMSGSIZE, 16 * MAX_FRAME)
+            socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+            socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+            socket.connect(f"ipc://{path}")
+            self._watcher.register(int(socket.fd), select.POLLIN)
+            self._sockets[connection] = socket
+            self._online[connection] = False
+            self._wake.set()  # so that the I/O thread watches it too
+
+    def _receive(self, now: float) -> None:
+        """Take what has arrived, and note which connections are up."""
+        for connection, socket in self._sockets.items():
+            events = self._events(socket)
+            while events & _READABLE:
+                for frame in socket.recv_multipart(zmq.NOBLOCK):
+                    self._take(connection, frame, now)
+                events = self._events(socket)
+            online = bool(events & _WRITABLE)
+            if online is not self._online[connection]:
+                self._online[connection] = online
+                if online:
+                    self._session.connected(connection, now)
+                else:
+                    self._session.disconnected(connection)
+
+    def _events(self, socket: zmq.Socket[bytes]) -> int:
+        events: int = socket.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # never bytes
+        return events
+
+    def _take(self, connection: int, frame: bytes, now: float) -> None:
+        try:
+            message = decode(frame, FROM_DATA if connection == DATA else FROM_CONTROL)
+        except Malformed as wrong:
+            log.warning("ignored what the manager at %s sent: %s", self._address, wrong)
+            return
+        self._session.received(connection, message, now)
+
+    def _send(self) -> None:
+        """Send what is due; what goes the same way goes together."""
+        outbox = self._session.outbox
+        for connection in self._sockets:
+            frames = [encode(message) for to, message in outbox if to == connection]
+            if frames and not self._try_send(connection, frames):
+                self._online[connection] = False
+                self._session.disconnected(connection)
+        outbox.clear()
+
+    def _try_send(self, connection: int, frames: list[bytes]) -> bool:
+        """False: not connected, or the manager does not read. The session keeps what matters."""
+        socket = self._sockets[connection]
+        try:
+            for start in range(0, len(frames), MAX_FRAMES):
+                socket.send_multipart(frames[start : start + MAX_FRAMES], zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        return True
+
+    def _hand_over(self) -> None:
+        session = self._session
+        if session.answers:
+            while session.answers:
+                waiter, answer = session.answers[0]
+                waiter.complete(answer)
+                del session.answers[0]
+            if self._watching not in (None, threading.get_ident()):
+                self._nudge.set()  # it may have been its answer, and it waits for the socket
+        if session.events:
+            self._on_events(session.events)
+            session.events = []
+        if session.lost is not self._outage:
+            self._outage = session.lost
+            if self._outage:
+                log.warning("the manager at %s does not answer", self._address)
+            else:
+                log.warning("the manager at %s answers again", self._address)

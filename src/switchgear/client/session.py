@@ -1,0 +1,520 @@
+"""One process's conversation with the manager: what was asked, what is reported, what to repeat.
+
+Commands of callers and messages of the manager go in, with the time; what is to be sent, who is to
+be answered and which events came are collected in `outbox`, `answers` and `events`. No socket, no
+clock, no thread, no random source.
+
+What it guarantees: reports reach the manager in order and are taken in once, whatever breaks in
+between, because they are numbered and kept until acknowledged; a request is answered at most once;
+a permit that nobody waited for any more goes back; and what is asked on the control socket comes
+after everything that was reported before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Final, NamedTuple, Protocol
+
+from ..config import CircuitConfig
+from ..states import Outcome, Verdict
+from ..wire import (
+    KINDS,
+    PROTOCOL,
+    Acquire,
+    Declare,
+    Declared,
+    Error,
+    ErrorCode,
+    Event,
+    Goodbye,
+    Granted,
+    Hello,
+    ListOf,
+    Message,
+    MetricsOf,
+    Pong,
+    Rejected,
+    Report,
+    Reported,
+    ResetDone,
+    StatsOf,
+    Stopping,
+    Subscribe,
+    Subscribed,
+    Sync,
+    Synced,
+    Welcome,
+    to_micros,
+    to_seconds,
+)
+
+DATA: Final = 0  # the two connections
+CONTROL: Final = 1
+
+GREETING_INTERVAL: Final = 0.1  # seconds between two Hellos while the manager does not answer
+
+
+class Grant(NamedTuple):
+    """A permit, as its holder needs it: which manager's, and its number there."""
+
+    epoch: int
+    permit: int
+
+
+# What a waiter gets: an answer, or None when no manager is there.
+Answer = Grant | Message | None
+
+
+class Waiter(Protocol):
+    """Somebody who has asked for something. The session only keeps it; the shell completes it."""
+
+    @property
+    def answer(self) -> Answer:
+        """What came, once `answered`."""
+
+    @property
+    def answered(self) -> bool:
+        """It came."""
+
+    def complete(self, answer: Answer) -> None:
+        """Take the answer; a second one is ignored. Must neither block nor raise."""
+
+
+class _Phase(Enum):
+    OFFLINE = 0  # no connection
+    GREETING = 1  # Hello is sent
+    READY = 2  # Welcome was received
+    REFUSED = 3  # the manager speaks another protocol
+
+
+class _Line:
+    """One of the two connections."""
+
+    __slots__ = ("epoch", "greeted_at", "phase", "refusal")
+
+    def __init__(self) -> None:
+        self.phase = _Phase.OFFLINE
+        self.epoch = 0  # of the manager at the other end, once it has answered
+        self.greeted_at = 0.0
+        self.refusal: Error | None = None
+
+
+class _Asked(NamedTuple):
+    """A request. It waits behind the barrier, then for its answer."""
+
+    waiter: Waiter
+    connection: int
+    build: Callable[[int], Message] | None  # from its number; None: the barrier is all it wants
+    circuits: tuple[str, ...]  # that must be declared first
+    after: int  # how many reports must have been settled first
+
+
+class _Outgoing(NamedTuple):
+    """A report the manager has not acknowledged. Its number is its place in the queue."""
+
+    name: str
+    grant: Grant
+    outcome: Outcome
+    duration: int
+    error: str | None
+    settled: Callable[[Verdict], None] | None
+
+
+class Session:
+    """See the module.
+
+    Args:
+        token: 16 bytes, drawn once in the life of the process.
+        pid: The process, for whoever looks at the manager.
+
+    Attributes:
+        outbox: What to send, as (connection, message), oldest first; whoever sends clears it.
+        answers: Who to answer, as (waiter, answer); whoever answers clears it.
+        events: The events that came, in the manager's order; whoever takes them clears it.
+        wanted: The connections that are needed.
+        lost: Nobody answers, so requests for permits are answered with None at once.
+    """
+
+    def __init__(self, token: bytes, pid: int) -> None:
+        self.outbox: list[tuple[int, Message]] = []
+        self.answers: list[tuple[Waiter, Answer]] = []
+        self.events: list[Event] = []
+        self.wanted: set[int] = set()
+        self.lost = False
+        self._token = token
+        self._pid = pid
+        self._lines = (_Line(), _Line())
+        self._clock_offset = 0.0  # the manager's clock less ours
+        self._last_number = 0
+        self._asked: dict[int, _Asked] = {}  # by request number: past the barrier
+        self._held: list[_Asked] = []  # before it
+        self._numbers: dict[Waiter, int] = {}
+        self._abandoned: dict[int, str] = {}  # requests for permits nobody waits for -> circuit
+        self._configs: dict[str, CircuitConfig | None] = {}  # what callers have declared
+        self._declared: set[str] = set()  # this manager has been told
+        self._declaring: dict[int, str] = {}  # and has not answered yet: request -> circuit
+        self._reports: deque[_Outgoing] = deque()
+        self._acknowledged = 0  # the number of the report before the first in the queue
+        self._settled = 0  # reports that left the queue, ever
+        self._syncing = 0  # the number of the Sync that is out, 0 when none is
+        self._subscribed = False
+        self._seen: int | None = None  # the version of the last event from this manager
+
+    # -- commands of callers -----------------------------------------------------------------------
+
+    def declare(self, name: str, config: CircuitConfig | None) -> None:
+        """Name a circuit; the manager hears of it now, or with the first use of it."""
+        self._configs[name] = config
+        if self._lines[DATA].phase is _Phase.READY:
+            self._send_declare(name)
+
+    def acquire(self, waiter: Waiter, name: str, deadline: float, now: float) -> None:
+        """Ask for a permit: the answer is a Grant, a Rejected, an Error or, when lost, None.
+
+        Args:
+            waiter: Who gets the answer.
+            name: The circuit; declared before.
+            deadline: Until when the caller waits, on our clock.
+            now: Seconds on our clock.
+        """
+        if self.lost:
+            self.answers.append((waiter, None))
+            self._greet_again(now)
+            return
+
+        def build(number: int) -> Message:
+            return Acquire(number, name, to_micros(deadline + self._clock_offset))
+
+        self.wanted.add(DATA)
+        self._ask(_Asked(waiter, DATA, build, (name,), 0))
+
+    def report(
+        self,
+        name: str,
+        grant: Grant,
+        outcome: Outcome,
+        duration: float = 0.0,
+        error: str | None = None,
+        settled: Callable[[Verdict], None] | None = None,
+    ) -> None:
+        """Say how a call ended; the manager takes it in once, and in order.
+
+        Args:
+            name: The circuit.
+            grant: What acquire was answered.
+            outcome: How the call ended.
+            duration: Seconds.
+            error: For a failure, what it was.
+            settled: Called with the verdict, when it comes; must neither block nor raise.
+        """
+        entry = _Outgoing(name, grant, outcome, to_micros(duration), error, settled)
+        self._reports.append(entry)
+        self.wanted.add(DATA)
+        if self._lines[DATA].phase is _Phase.READY:
+            self._send_report(self._acknowledged + len(self._reports), entry)
+
+    def ask(
+        self, waiter: Waiter, build: Callable[[int], Message], circuits: tuple[str, ...] = ()
+    ) -> None:
+        """Ask on the control connection, after all that was reported before.
+
+        Args:
+            waiter: Who gets the answer.
+            build: Makes the message from its request number.
+            circuits: Those that must be declared first.
+        """
+        self.wanted.add(CONTROL)
+        if circuits:
+            self.wanted.add(DATA)
+        self._held.append(_Asked(waiter, CONTROL, build, circuits, self._reported))
+        self._pass_barrier()
+
+    def flush(self, waiter: Waiter) -> None:
+        """Answer the waiter with None when all that was reported before has been taken in."""
+        self._held.append(_Asked(waiter, DATA, None, (), self._reported))
+        self._pass_barrier()
+
+    def subscribe(self, waiter: Waiter) -> None:
+        """Begin to collect `events`; the answer comes when none can be missed any more."""
+        self.wanted.add(CONTROL)
+        self._subscribed = True
+        self._ask(_Asked(waiter, CONTROL, self._build_subscribe, (), 0))
+
+    def abandon(self, waiter: Waiter, *, timed_out: bool) -> None:
+        """Forget a waiter; a permit that comes for it later goes back by itself.
+
+        Args:
+            waiter: Who has stopped waiting.
+            timed_out: It waited in vain: `lost` until the manager is heard again.
+        """
+        self._held = [asked for asked in self._held if asked.waiter is not waiter]
+        number = self._numbers.pop(waiter, 0)
+        asked = self._asked.pop(number, None)
+        if asked is not None and asked.connection == DATA:
+            (self._abandoned[number],) = asked.circuits
+            self.lost |= timed_out
+
+    def resume(self, now: float) -> None:
+        """Greet again, to have whatever is unanswered sent again; nothing will happen twice."""
+        for connection, line in enumerate(self._lines):
+            if line.phase is _Phase.READY:
+                self._greet(connection, now)
+
+    def goodbye(self) -> None:
+        """Tell the manager that this process goes: it takes back what is still held."""
+        if self._lines[DATA].phase is _Phase.READY:
+            self.outbox.append((DATA, Goodbye()))
+
+    # -- what the connections do -------------------------------------------------------------------
+
+    def connected(self, connection: int, now: float) -> None:
+        """A manager can be written to."""
+        self._greet(connection, now)
+
+    def disconnected(self, connection: int) -> None:
+        """It can no longer; what was on its way may be lost and is sent again later."""
+        self._lines[connection].phase = _Phase.OFFLINE
+
+    def received(self, connection: int, message: Message, now: float) -> None:
+        """Take a message that was decoded from what the connection allows."""
+        if connection == DATA:
+            self.lost = False
+        match message:
+            case Welcome():
+                self._welcome(connection, message, now)
+            case Reported():
+                self._acknowledge(message.number, message.verdict)
+            case Granted():
+                self._granted(message)
+            case Rejected():
+                self._answer(message.request, message)
+            case Declared():
+                self._declaring.pop(message.request, None)
+                self._pass_barrier()
+            case Event():
+                self._event(message)
+            case Error():
+                self._refused(connection, message, now)
+            case Synced():
+                self._syncing = 0
+                self._pass_barrier()
+            case Subscribed():
+                # Higher than what was asked for where the manager no longer has all we missed.
+                self._seen = max(message.version, self._seen or 0)
+                self._answer(message.request, message)
+            case Pong() | StatsOf() | MetricsOf() | ListOf() | ResetDone() | Stopping():
+                self._answer(message.request, message)
+            case _:
+                pass  # goes the other way only, so decode() has refused it
+
+    def _greet(self, connection: int, now: float) -> None:
+        line = self._lines[connection]
+        line.phase = _Phase.GREETING
+        line.greeted_at = now
+        self.outbox.append((connection, Hello(PROTOCOL, PROTOCOL, self._token, self._pid)))
+
+    def _greet_again(self, now: float) -> None:
+        """Knock, at most every so often: a manager that was stopped may be awake again."""
+        line = self._lines[DATA]
+        if line.phase is not _Phase.OFFLINE and now - line.greeted_at >= GREETING_INTERVAL:
+            self._greet(DATA, now)
+
+    def _welcome(self, connection: int, message: Welcome, now: float) -> None:
+        line = self._lines[connection]
+        another = message.epoch != line.epoch
+        line.phase, line.epoch, line.refusal = _Phase.READY, message.epoch, None
+        if connection == DATA:
+            self._set_clock(to_seconds(message.clock), line.greeted_at, now)
+            self._resume_data(message.reports, another)
+        elif self._subscribed:
+            if another:
+                self._seen = None
+            self._last_number += 1
+            self.outbox.append((CONTROL, self._build_subscribe(self._last_number)))
+        for number, asked in self._asked.items():
+            if asked.connection == connection:
+                self._send(number, asked)
+        self._pass_barrier()
+
+    def _set_clock(self, theirs: float, sent: float, now: float) -> None:
+        # One host has one monotonic clock. Only where it shows another one (a time namespace)
+        # do we reckon with the middle of the round trip.
+        same = sent <= theirs <= now
+        self._clock_offset = 0.0 if same else theirs - (sent + now) / 2
+
+    def _resume_data(self, taken_in: int, another: bool) -> None:
+        """Go on where this manager stands: it has our reports up to a number, or none of them."""
+        if another:
+            self._abandoned.clear()
+        for number, name in self._abandoned.items():
+            # Granted or not? With a deadline long past, the answer is the permit or nothing.
+            self.outbox.append((DATA, Acquire(number, name, 0)))
+        while self._acknowledged < taken_in and self._reports:
+            self._acknowledge(self._acknowledged + 1, None)
+        self._acknowledged = taken_in
+        unanswered = set(self._declaring.values())
+        again = list(self._declared) if another else [n for n in self._declared if n in unanswered]
+        self._declaring.clear()
+        for name in again:
+            self._send_declare(name)
+        for number, entry in enumerate(self._reports, self._acknowledged + 1):
+            self._send_report(number, entry)
+        self._syncing = 0
+
+    def _refused(self, connection: int, error: Error, now: float) -> None:
+        line = self._lines[connection]
+        if error.kind == KINDS[Hello]:
+            line.phase, line.refusal = _Phase.REFUSED, error
+            for number in [n for n, a in self._asked.items() if a.connection == connection]:
+                self._answer(number, error)
+        elif error.code is ErrorCode.NO_SESSION or error.code is ErrorCode.OUT_OF_ORDER:
+            if line.phase is _Phase.READY:
+                self._greet(connection, now)
+        elif error.kind == KINDS[Report]:
+            self._report_refused(error, now)
+        elif error.kind == KINDS[Declare]:
+            self._declaring.pop(error.ref, None)
+            self._pass_barrier()
+        else:
+            self._answer(error.ref, error)
+
+    def _report_refused(self, error: Error, now: float) -> None:
+        if error.code in _NOT_TAKEN_IN and self._reports:
+            # It will never be one, so it must not stand in the way of those behind it.
+            self._settle(None)
+            self._greet(DATA, now)
+        else:
+            self._acknowledge(error.ref, None)
+
+    # -- permits and reports -----------------------------------------------------------------------
+
+    def _granted(self, message: Granted) -> None:
+        grant = Grant(self._lines[DATA].epoch, message.operation)
+        if message.request in self._asked:
+            self._answer(message.request, grant)
+        else:
+            name = self._abandoned.pop(message.request, None)
+            if name is not None:
+                self.report(name, grant, Outcome.NEUTRAL)
+
+    def _acknowledge(self, number: int, verdict: Verdict | None) -> None:
+        """Take reports up to a number off the queue; the verdict is on the last of them."""
+        while self._acknowledged < number and self._reports:
+            self._acknowledged += 1
+            self._settle(verdict if self._acknowledged == number else None)
+        self._pass_barrier()
+
+    def _settle(self, verdict: Verdict | None) -> None:
+        entry = self._reports.popleft()
+        self._settled += 1
+        if entry.settled is not None and verdict is not None:
+            entry.settled(verdict)
+
+    @property
+    def waiting(self) -> bool:
+        """Somebody waits for an answer."""
+        return bool(self._asked or self._held)
+
+    @property
+    def _reported(self) -> int:
+        return self._settled + len(self._reports)
+
+    def _send_report(self, number: int, entry: _Outgoing) -> None:
+        epoch, permit = entry.grant
+        report = Report(
+            number, entry.name, epoch, permit, entry.outcome, entry.duration, entry.error
+        )
+        self.outbox.append((DATA, report))
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def _ask(self, asked: _Asked) -> None:
+        self._last_number += 1
+        number = self._last_number
+        self._asked[number] = asked
+        self._numbers[asked.waiter] = number
+        line = self._lines[asked.connection]
+        if line.refusal is not None:
+            self._answer(number, line.refusal)
+        elif line.phase is _Phase.READY:
+            self._send(number, asked)
+
+    def _send(self, number: int, asked: _Asked) -> None:
+        if asked.connection == DATA:
+            self._ensure_declared(asked.circuits)
+        assert asked.build is not None
+        self.outbox.append((asked.connection, asked.build(number)))
+
+    def _answer(self, number: int, answer: Answer) -> None:
+        self._abandoned.pop(number, None)
+        asked = self._asked.get(number)
+        if asked is not None:
+            self.answers.append((asked.waiter, answer))
+            del self._asked[number]
+            self._numbers.pop(asked.waiter, None)
+
+    def _pass_barrier(self) -> None:
+        """Let through, in order, what no longer has to wait for a report or a declaration."""
+        while self._held and self._may_pass(self._held[0]):
+            asked = self._held.pop(0)
+            if asked.build is None:
+                self.answers.append((asked.waiter, None))
+            else:
+                self._ask(asked)
+        if self._held and self._reports and not self._syncing:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """Have the acknowledgements sent that the barrier waits for."""
+        if self._lines[DATA].phase is _Phase.READY:
+            self._last_number += 1
+            self._syncing = self._last_number
+            self.outbox.append((DATA, Sync(self._syncing)))
+
+    def _may_pass(self, asked: _Asked) -> bool:
+        if asked.circuits:
+            if self._lines[DATA].phase is not _Phase.READY:
+                return False
+            self._ensure_declared(asked.circuits)
+            if not set(self._declaring.values()).isdisjoint(asked.circuits):
+                return False
+        return self._settled >= asked.after
+
+    def _ensure_declared(self, circuits: tuple[str, ...]) -> None:
+        for name in circuits:
+            if name not in self._declared:
+                self._send_declare(name)
+
+    def _send_declare(self, name: str) -> None:
+        self._last_number += 1
+        self._declared.add(name)
+        self._declaring[self._last_number] = name
+        self.outbox.append((DATA, Declare(self._last_number, name, self._configs.get(name))))
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def _build_subscribe(self, number: int) -> Message:
+        return Subscribe(number, self._seen)
+
+    def _event(self, event: Event) -> None:
+        if self._seen is None or event.version == self._seen + 1:
+            self._seen = event.version
+            self.events.append(event)
+        elif event.version > self._seen + 1:  # some were lost on the way: have them sent again
+            self._last_number += 1
+            self.outbox.append((CONTROL, self._build_subscribe(self._last_number)))
+
+    def check(self) -> None:
+        """Assert what is true between any two calls. For tests."""
+        assert set(self._numbers.values()) == set(self._asked)
+        assert not set(self._abandoned) & set(self._asked)
+        assert set(self._declaring.values()) <= self._declared
+        assert all(asked.after <= self._reported for asked in self._held)
+
+
+# Refused before they were taken in: their number is still free.
+_NOT_TAKEN_IN: Final = frozenset(
+    {ErrorCode.MALFORMED, ErrorCode.UNKNOWN_KIND, ErrorCode.BAD_CONFIG}
+)
