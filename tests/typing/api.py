@@ -8,8 +8,12 @@ from typing_extensions import assert_type
 import switchgear as sg
 
 
-def fetch(url: str, *, timeout: float) -> bytes: ...
-async def fetch_async(url: str, *, timeout: float) -> bytes: ...
+def fetch(url: str, *, timeout: float) -> bytes:
+    return url.encode()
+
+
+async def fetch_async(url: str, *, timeout: float) -> bytes:
+    return url.encode()
 
 
 def execute_keeps_the_return_type(breaker: sg.Breaker) -> None:
@@ -28,7 +32,8 @@ def decorators_keep_the_signature(breaker: sg.Breaker) -> None:
     assert_type(decorated("url", timeout=1.0), bytes)
     decorated(1, timeout=1.0)  # type: ignore[arg-type]
     awaited: Callable[..., Coroutine[Any, Any, bytes]] = breaker(fetch_async)
-    assert_type(awaited("url"), Coroutine[Any, Any, bytes])
+    coroutine = awaited("url")
+    assert_type(coroutine, Coroutine[Any, Any, bytes])
 
 
 def the_rest_has_types(breaker: sg.Breaker) -> None:

@@ -27,13 +27,19 @@ def table(circuits: Iterable[CircuitStats]) -> str:
 def report(stats: CircuitStats, metrics: MetricsSnapshot) -> str:
     """All there is to know about one circuit."""
     values = {**stats_as_json(stats), **metrics_as_json(metrics)}
-    config = values.pop("config")
-    entries = values.pop("transitions")
-    for name in ("requests_total", "requests_successful", "requests_failed", "requests_rejected"):
+    for name in (
+        "config",
+        "transitions",
+        "requests_total",
+        "requests_successful",
+        "requests_failed",
+        "requests_rejected",
+    ):
         del values[name]  # the circuit's own totals say it
     lines = {key: _value(key, value) for key, value in values.items()}
+    entries, settings = metrics.transitions, asdict(stats.config)
     lines["entered"] = ", ".join(f"{state} {count}" for state, count in entries.items())
-    lines["config"] = ", ".join(f"{field}={value}" for field, value in config.items())
+    lines["config"] = ", ".join(f"{field}={value}" for field, value in settings.items())
     width = max(map(len, lines))
     return "\n".join(f"{key.ljust(width)}  {value}" for key, value in lines.items())
 

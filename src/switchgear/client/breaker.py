@@ -93,8 +93,7 @@ class Breaker:
         except BaseException as error:
             permit.end(error)
             raise
-        if type(result) is CoroutineType:
-            _refuse_coroutine(permit, result)
+        _refuse_coroutine(permit, result)
         permit.end(None)
         return result
 
@@ -176,8 +175,7 @@ class Breaker:
         except BaseException as error:
             permit.end(error)
             raise
-        if type(result) is CoroutineType:
-            _refuse_coroutine(permit, result)
+        _refuse_coroutine(permit, result)
         permit.end(None)
         return result
 
@@ -362,7 +360,9 @@ def error_of(error: Error, name: str) -> BreakerError:
     return ProtocolError(f"the manager refused: {error.text} ({error.code.name})")
 
 
-def _refuse_coroutine(permit: Permit, coroutine: CoroutineType[Any, Any, Any]) -> NoReturn:
-    coroutine.close()
-    permit.release()
-    raise TypeError("execute() was given a coroutine function; use execute_async()")
+def _refuse_coroutine(permit: Permit, result: object) -> None:
+    """A coroutine has not run yet: to count it as a success would hide every failure."""
+    if isinstance(result, CoroutineType):
+        result.close()
+        permit.release()
+        raise TypeError("execute() was given a coroutine function; use execute_async()")
