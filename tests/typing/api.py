@@ -27,13 +27,12 @@ async def execute_async_too(breaker: sg.Breaker) -> None:
     assert_type(await breaker.execute_async(fetch_async, "url", timeout=1.0), bytes)
 
 
-def decorators_keep_the_signature(breaker: sg.Breaker) -> None:
+async def decorators_keep_the_signature(breaker: sg.Breaker) -> None:
     decorated = breaker(fetch)
     assert_type(decorated("url", timeout=1.0), bytes)
     decorated(1, timeout=1.0)  # type: ignore[arg-type]
     awaited: Callable[..., Coroutine[Any, Any, bytes]] = breaker(fetch_async)
-    coroutine = awaited("url")
-    assert_type(coroutine, Coroutine[Any, Any, bytes])
+    assert_type(await awaited("url"), bytes)
 
 
 def the_rest_has_types(breaker: sg.Breaker) -> None:

@@ -1,0 +1,45 @@
+# Every target sets up what it needs: a machine with make and Python 3.10 or later is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint check bench clean
+
+help:
+	@echo "make demo    eight workers share one breaker in front of a service that breaks and heals"
+	@echo "make test    all tests"
+	@echo "make lint    the linter, the formatter and the type checker"
+	@echo "make check   what CI runs"
+	@echo "make bench   the benchmarks, as ratios taken in one run"
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.package: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@ $(VENV)/.package
+
+demo: $(VENV)/.package
+	@$(BIN)/python examples/pool.py
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check:
+	.ci/run
+
+bench: $(VENV)/.package
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf $(VENV) .venv-3.* build dist
