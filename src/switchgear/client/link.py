@@ -28,6 +28,7 @@ import zmq
 
 from ..address import Address
 from ..states import Outcome, Verdict
+from ..transport import READABLE, WRITABLE, events_of, receive_frames, send_frames
 from ..wire import (
     FROM_CONTROL,
     FROM_DATA,
@@ -42,9 +43,6 @@ from ..wire import (
 from .session import DATA, Answer, Grant, Session, Waiter
 
 log = logging.getLogger("switchgear")
-
-_READABLE: Final = int(zmq.POLLIN)  # as plain numbers: an IntFlag costs a microsecond to test
-_WRITABLE: Final = int(zmq.POLLOUT)
 
 _NAP_MS: Final = 2  # how long the I/O thread leaves the sockets to busy callers
 _QUEUE: Final = 100_000  # messages that may wait for a manager that does not read
@@ -357,10 +355,11 @@ class Link:
                 command, args = self._inbox.popleft()
                 command(*args)
             self._open_wanted()
-            self._receive(now)
+            self._send()
+            self._receive(now)  # after sending, which may swallow the signal that something came
             while self._session.outbox:
                 self._send()
-                self._receive(now)  # sending may have swallowed the signal that something arrived
+                self._receive(now)
             self._hand_over()
         except BaseException:
             self._interrupted = True
@@ -388,22 +387,16 @@ class Link:
     def _receive(self, now: float) -> None:
         """Take what has arrived, and note which connections are up."""
         for connection, socket in self._sockets.items():
-            events = self._events(socket)
-            while events & _READABLE:
-                for frame in socket.recv_multipart(zmq.NOBLOCK):
+            while (events := events_of(socket)) & READABLE:
+                for frame in receive_frames(socket):
                     self._take(connection, frame, now)
-                events = self._events(socket)
-            online = bool(events & _WRITABLE)
+            online = bool(events & WRITABLE)
             if online is not self._online[connection]:
                 self._online[connection] = online
                 if online:
                     self._session.connected(connection, now)
                 else:
                     self._session.disconnected(connection)
-
-    def _events(self, socket: zmq.Socket[bytes]) -> int:
-        events: int = socket.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # never bytes
-        return events
 
     def _take(self, connection: int, frame: bytes, now: float) -> None:
         try:
@@ -416,6 +409,8 @@ class Link:
     def _send(self) -> None:
         """Send what is due; what goes the same way goes together."""
         outbox = self._session.outbox
+        if not outbox:
+            return
         for connection in self._sockets:
             frames = [encode(message) for to, message in outbox if to == connection]
             if frames and not self._try_send(connection, frames):
@@ -428,7 +423,7 @@ class Link:
         socket = self._sockets[connection]
         try:
             for start in range(0, len(frames), MAX_FRAMES):
-                socket.send_multipart(frames[start : start + MAX_FRAMES], zmq.NOBLOCK)
+                send_frames(socket, frames[start : start + MAX_FRAMES])
         except zmq.Again:
             return False
         return True

@@ -22,6 +22,7 @@ import zmq
 
 from ..address import Address
 from ..errors import ConfigError
+from ..transport import receive_frames, send_frames
 from ..wire import (
     MAX_FRAME,
     MAX_FRAMES,
@@ -36,7 +37,6 @@ from .actor import CONTROL, DATA, Actor, Peer, Send
 
 log = logging.getLogger("switchgear.manager")
 
-_READABLE: Final = int(zmq.POLLIN)  # a plain number: an IntFlag costs a microsecond to test
 _BATCH: Final = 128  # messages taken from one socket before the other one gets a look
 _LAST_BATCHES: Final = 100  # answered after the order to stop
 _QUEUE: Final = 10_000  # messages that may wait for one peer that does not read
@@ -103,8 +103,9 @@ class Server:
         if not self._ends.isdisjoint(ready):
             self._actor.stopping = True
         else:
-            self._take(CONTROL, now)  # first: an operator gets an answer under load
-            self._take(DATA, now)
+            for socket in (CONTROL, DATA):  # control first: an operator gets an answer under load
+                if self._sockets[socket] in ready:
+                    self._take(socket, now)
 
     def _wait(self) -> set[object]:
         deadline = self._actor.next_deadline
@@ -120,15 +121,15 @@ class Server:
         source = self._sockets[socket]
         if socket == CONTROL:
             self._correct_clock(now)
-        for count in range(_BATCH):
-            events: int = source.getsockopt(zmq.EVENTS)  # type: ignore[assignment]  # never bytes
-            if not events & _READABLE:
-                return count
-            address, *frames = source.recv_multipart(zmq.NOBLOCK)
-            peer = Peer(socket, address)
-            for frame in frames[:MAX_FRAMES]:
-                self._send(self._handle(peer, frame, now), now)
-        return _BATCH
+        count = 0
+        with contextlib.suppress(zmq.Again):
+            while count < _BATCH:
+                address, *frames = receive_frames(source)
+                count += 1
+                peer = Peer(socket, address)
+                for frame in frames[:MAX_FRAMES]:
+                    self._send(self._handle(peer, frame, now), now)
+        return count
 
     def _handle(self, peer: Peer, frame: bytes, now: float) -> list[Send]:
         try:
@@ -152,7 +153,7 @@ class Server:
         """Send one ZeroMQ message; an error number says the peer is gone, or does not read."""
         frames = [peer.address, *(encode(send.message) for send in batch)]
         try:
-            self._sockets[peer.socket].send_multipart(frames, zmq.NOBLOCK)
+            send_frames(self._sockets[peer.socket], frames)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
