@@ -562,13 +562,15 @@ class _Form(NamedTuple):
     message: type[Message]
     kind: int
     fields: tuple[_Field, ...]
+    decoders: tuple[Callable[[Any], Any], ...]
     plain: bool  # every field goes as it is
 
 
 def _form(message: type[Message], kind: int) -> _Form:
     hints = get_type_hints(message, include_extras=True).values()
     fields = tuple(get_args(hint)[1] for hint in hints)
-    return _Form(message, kind, fields, all(field.encode is None for field in fields))
+    decoders = tuple(field.decode for field in fields)
+    return _Form(message, kind, fields, decoders, all(f.encode is None for f in fields))
 
 
 _FORMS: Final = {message: _form(message, kind) for message, kind in KINDS.items()}
@@ -582,7 +584,9 @@ def encode(message: Message) -> bytes:
         Nothing for a message whose fields hold what their annotations say.
     """
     form = _FORMS[type(message)]
-    return _packb((form.kind, *(message if form.plain else _encode_row(message, form.fields))))
+    if form.plain:
+        return _packb((form.kind, *message))
+    return _packb((form.kind, *_encode_row(message, form.fields)))
 
 
 def decode(frame: bytes, allowed: Set[type[Message]]) -> Message:
@@ -611,7 +615,11 @@ def decode(frame: bytes, allowed: Set[type[Message]]) -> Message:
         text = f"no message of kind {_short(array[0])} goes this way"
         raise Malformed(_ref(array[0]), _ref(*array[1:2]), ErrorCode.UNKNOWN_KIND, text)
     try:
-        return form.message(*_decode_row(array[1:], form.fields))
+        if len(array) <= len(form.decoders):
+            raise ValueError(f"expected {len(form.decoders)} fields, got {len(array) - 1}")
+        return form.message(
+            *[decode(item) for decode, item in zip(form.decoders, array[1:], strict=False)]
+        )
     except ValueError as error:
         code = ErrorCode.BAD_CONFIG if isinstance(error, ConfigError) else ErrorCode.MALFORMED
         text = f"{form.message.__name__}: {error}"[:MAX_ERROR_CHARACTERS]
@@ -622,9 +630,7 @@ def _ref(value: object = 0) -> int:
     return value if type(value) is int and 0 <= value <= _MAX_INTEGER else 0
 
 
-def _packb(values: tuple[object, ...]) -> bytes:
-    packed: bytes = msgpack.packb(values)
-    return packed
+_packb: Final[Callable[[object], bytes]] = msgpack.packb
 
 
 def _unpackb(frame: bytes) -> object:
