@@ -297,8 +297,7 @@ class Link:
                 for fd, _ in self._watcher.poll(remaining * 1000):
                     if fd == self._nudge.fileno():
                         self._nudge.clear()
-                with self._driver:
-                    self._turn()
+                self._drive()
         finally:
             self._watching = None
             self._watched += 1
@@ -325,8 +324,7 @@ class Link:
             woken = self._wake.clear()
             self._napping = not woken and (self._watched != before or self._watch.locked())
             try:
-                with self._driver:
-                    self._turn()
+                self._drive()
             except Exception:
                 log.exception("a turn of the I/O thread failed")
 
@@ -338,6 +336,19 @@ class Link:
     def _post(self, command: Callable[..., None], *args: object) -> None:
         """Have a command done in a turn: now, by us, unless somebody is at it already."""
         self._inbox.append((command, args))
+        self._empty_inbox()
+
+    def _drive(self) -> None:
+        """Run a turn, and another one for what was posted too late for it.
+
+        Whoever posts while we hold the driver leaves it to us, and then waits for the answer; to go
+        back to the sockets with its command in the inbox would be to wait for each other.
+        """
+        with self._driver:
+            self._turn()
+        self._empty_inbox()
+
+    def _empty_inbox(self) -> None:
         while self._inbox and self._driver.acquire(blocking=False):
             try:
                 self._turn()
