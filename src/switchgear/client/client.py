@@ -226,7 +226,9 @@ class Client:
     def close(self) -> None:
         """Flush what was handed over, give back what is held, and close the connection."""
         self._closed = True
-        _shared.pop(self.settings, None)
+        with _sharing:
+            if _shared.get(self.settings) is self:
+                del _shared[self.settings]
         self.disconnect()
 
     def disconnect(self) -> None:

@@ -48,6 +48,7 @@ _NAP_MS: Final = 2  # how long the I/O thread leaves the sockets to busy callers
 _QUEUE: Final = 100_000  # messages that may wait for a manager that does not read
 _RECONNECT_MS: Final = 10  # the first try; then twice as long each time, up to
 _RECONNECT_MAX_MS: Final = 200
+_POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is called again
 _LINGER_MS: Final = 200  # for what is still on its way when the link closes
 
 
@@ -294,7 +295,7 @@ class Link:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     return
-                for fd, _ in self._watcher.poll(remaining * 1000):
+                for fd, _ in self._watcher.poll(min(remaining * 1000, _POLL_MAX_MS)):
                     if fd == self._nudge.fileno():
                         self._nudge.clear()
                 self._drive()
