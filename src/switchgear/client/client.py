@@ -55,7 +55,7 @@ M = TypeVar("M", bound=Message)
 class Settings(NamedTuple):
     """What tells one client from another. Checked when built by `of`."""
 
-    address: Address
+    address: Address | None  # None: the host's own, looked up when it is first used
     manager_loss: ManagerLoss
     acquire_timeout: float
 
@@ -73,7 +73,8 @@ class Settings(NamedTuple):
         if manager_loss not in get_args(ManagerLoss):
             raise ConfigError(f"manager_loss must be 'reject' or 'allow', got {manager_loss!r}")
         check_seconds("acquire_timeout", acquire_timeout)
-        return cls(Address.parse(address), manager_loss, acquire_timeout)  # type: ignore[arg-type]  # just checked
+        place = None if address is None else Address.parse(address)
+        return cls(place, manager_loss, acquire_timeout)  # type: ignore[arg-type]  # just checked
 
 
 class Client:
@@ -95,8 +96,8 @@ class Client:
 
     @property
     def address(self) -> str:
-        """Where the manager is."""
-        return str(self.settings.address)
+        """Where the manager is; for the host's own, as the environment says now."""
+        return str(self._place())
 
     def breaker(
         self,
@@ -256,21 +257,26 @@ class Client:
             link = self._link
             if link is not None and link.pid == os.getpid():
                 return link
+            place = self._place()
             try:
-                self.settings.address.check_directory()
+                place.check_directory()
             except FileNotFoundError:
                 return None  # and no socket of somebody else's that comes there later
             if link is not None:
                 _inherited.append((link, self._dispatcher))
             _close_at_exit()
             self._dispatcher = Dispatcher(self._handlers)
-            link = Link(self.settings.address, self._dispatcher.put)
+            link = Link(place, self._dispatcher.put)
             for name, config in list(self._configs.items()):
                 link.declare(name, config)
             if self._handlers:
                 link.subscribe(self.settings.acquire_timeout)
             self._link = link
             return link
+
+    def _place(self) -> Address:
+        # Not earlier: a server may load the application before it starts the manager.
+        return self.settings.address or Address.default()
 
     def _own(self, name: str) -> tuple[str, ...]:
         """The circuit, if this client has declared it: then the manager must know it first."""

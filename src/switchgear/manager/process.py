@@ -53,16 +53,16 @@ class Manager:
         if address is None:
             self._own_directory = tempfile.mkdtemp(prefix="switchgear-")
             address = f"{self._own_directory}/m"
-        self._settings = Settings.of(address, manager_loss, acquire_timeout)
+        settings = Settings.of(address, manager_loss, acquire_timeout)
         self._child: subprocess.Popen[bytes] | None = None
         self._starter = os.getpid()
-        self.client = Client(self._settings)
+        self.client = Client(settings)
         share(self.client)
 
     @property
     def address(self) -> str:
         """For `connect()` in other processes."""
-        return str(self._settings.address)
+        return self.client.address
 
     @property
     def pid(self) -> int | None:
