@@ -56,16 +56,18 @@ def check_count(field: str, value: object) -> None:
     """Refuse, with ConfigError, what is not a whole number from 1 to MAX_COUNT."""
     # type() and not isinstance(): True is an int, and failure_threshold=True is a mistake.
     if type(value) is not int or not 1 <= value <= MAX_COUNT:
-        raise ConfigError(f"{field} must be a whole number from 1 to {MAX_COUNT}, got {value!r}")
+        raise ConfigError(
+            f"{field} must be a whole number from 1 to {MAX_COUNT}, got {_shown(value)}"
+        )
 
 
 def check_seconds(field: str, value: object) -> None:
     """Refuse, with ConfigError, what is not a finite duration of more than 0 s."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{field} must be a number of seconds, got {value!r}")
-    if not 0.0 < value <= MAX_SECONDS:  # nan fails every comparison, so it is refused too
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (number and 0.0 < value <= MAX_SECONDS):  # type: ignore[operator]  # nan fails too
         raise ConfigError(
-            f"{field} must be more than 0 s and at most {MAX_SECONDS:.0f} s, got {value!r}"
+            f"{field} must be a number of seconds, more than 0 and at most {MAX_SECONDS:.0f}, "
+            f"got {_shown(value)}"
         )
 
 
@@ -76,18 +78,27 @@ def check_name(name: object) -> None:
     on terminals and as a label of metrics.
     """
     if type(name) is not str or not name:
-        raise ConfigError(f"a circuit's name must be a non-empty string, got {name!r}")
+        raise ConfigError(f"a circuit's name must be a non-empty string, got {_shown(name)}")
     if not name.isprintable():
-        raise ConfigError(f"a circuit's name must be printable characters only, got {name!r}")
+        raise ConfigError(f"a circuit's name must be printable characters, got {_shown(name)}")
     size = len(name.encode())
     if size > MAX_NAME_BYTES:
         raise ConfigError(
             f"a circuit's name must be at most {MAX_NAME_BYTES} bytes of UTF-8, got {size}: "
-            f"{name[:40]!r}..."
+            f"{_shown(name)}"
         )
 
 
 def _check_choice(field: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         choices = " or ".join(repr(choice) for choice in allowed)
-        raise ConfigError(f"{field} must be {choices}, got {value!r}")
+        raise ConfigError(f"{field} must be {choices}, got {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """A value for an error message: never long, and whatever its repr() does."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of 5,000 digits, for one
+        text = f"a {type(value).__name__} that cannot be printed"
+    return text if len(text) <= 60 else f"{text[:60]}..."

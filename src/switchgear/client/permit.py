@@ -157,7 +157,7 @@ def describe(error: BaseException | str | None) -> str | None:
         text = error
     else:
         try:
-            text = f"{type(error).__name__}: {error}"
+            text = f"{type(error).__name__}: {error}".removesuffix(": ")
         except Exception:  # an exception that cannot be printed is still a failure
             text = type(error).__name__
     # Undecodable bytes (surrogates) are legal in a str and illegal in UTF-8.
