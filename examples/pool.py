@@ -216,6 +216,7 @@ def main() -> None:
         for worker in workers:
             worker.join(10)
         service.shutdown()
+        service.server_close()
 
     summarize(service.book, opened_at, states, show.totals())
 
