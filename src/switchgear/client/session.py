@@ -381,12 +381,14 @@ class Session:
             self._answer(error.ref, error)
 
     def _report_refused(self, error: Error, now: float) -> None:
-        if error.code in _NOT_TAKEN_IN and self._reports:
-            # It will never be one, so it must not stand in the way of those behind it.
-            self._settle(None)
-            self._greet(DATA, now)
-        else:
+        if error.code not in _NOT_TAKEN_IN:
             self._acknowledge(error.ref, None)
+        elif self._lines[DATA].phase is _Phase.READY:  # else it is sent, and refused, once more
+            # It will never be one, so it must not stand in the way of those behind it. Those before
+            # it may only not be acknowledged yet: Welcome tells, and then it is the first.
+            if self._reports and error.ref == self._acknowledged + 1:
+                self._settle(None)
+            self._greet(DATA, now)
 
     # -- permits and reports -----------------------------------------------------------------------
 
