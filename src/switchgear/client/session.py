@@ -169,6 +169,10 @@ class Session:
         self._configs[name] = config
         if self._lines[DATA].phase is _Phase.READY:
             self._send_declare(name)
+        elif name in self._declared:
+            # This manager was told something else: have it told anew after the next Welcome.
+            self._last_number += 1
+            self._declaring[self._last_number] = name
 
     def acquire(self, waiter: Waiter, name: str, deadline: float, now: float) -> None:
         """Ask for a permit: the answer is a Grant, a Rejected, an Error or, when lost, None.
