@@ -159,6 +159,7 @@ class Session:
         self._acknowledged = 0  # the number of the report before the first in the queue
         self._settled = 0  # reports that left the queue, ever
         self._syncing = 0  # the number of the Sync that is out, 0 when none is
+        self._synced_up_to = 0  # the number of the last report before it
         self._subscribed = False
         self._seen: int | None = None  # the version of the last event from this manager
 
@@ -302,8 +303,7 @@ class Session:
             case Error():
                 self._refused(connection, message, now)
             case Synced():
-                self._syncing = 0
-                self._pass_barrier()
+                self._synced(message, now)
             case Subscribed():
                 # Higher than what was asked for where the manager no longer has all we missed.
                 self._seen = max(message.version, self._seen or 0)
@@ -477,7 +477,19 @@ class Session:
         if self._lines[DATA].phase is _Phase.READY:
             self._last_number += 1
             self._syncing = self._last_number
+            self._synced_up_to = self._acknowledged + len(self._reports)
             self.outbox.append((DATA, Sync(self._syncing)))
+
+    def _synced(self, message: Synced, now: float) -> None:
+        if message.request != self._syncing:
+            return
+        self._syncing = 0
+        if self._acknowledged < self._synced_up_to:
+            # A report or its acknowledgement was lost on a connection that holds: the manager drops
+            # what a client that was stopped does not read. To ask again would go on for ever.
+            self._greet(DATA, now)
+        else:
+            self._pass_barrier()
 
     def _may_pass(self, asked: _Asked) -> bool:
         if asked.circuits:
