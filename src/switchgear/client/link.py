@@ -120,7 +120,7 @@ class _Signal:
         except BlockingIOError:
             return False
 
-    def close(self) -> None:
+    def __del__(self) -> None:
         os.close(self._read)
         os.close(self._write)
 
@@ -154,6 +154,7 @@ class Link:
         self._watcher.register(self._nudge, select.POLLIN)
         self._napping = False
         self._closing = False
+        self._closed = False  # the sockets are
         self._thread = threading.Thread(target=self._run, name="switchgear-io", daemon=True)
         self._thread.start()
 
@@ -214,7 +215,11 @@ class Link:
         return waiter.answered
 
     def close(self, timeout: float) -> bool:
-        """Flush, take leave of the manager, end the thread. False: not everything was flushed."""
+        """Flush, take leave of the manager, end the thread. False: not everything was flushed.
+
+        Who still waits is answered None, and so is who asks later; what is reported later is
+        dropped. Nothing raises: a call may be running in another thread, and keeps its result.
+        """
         flushed = self.flush(timeout)
         self._post(self._session.goodbye)
         self._closing = True
@@ -222,11 +227,12 @@ class Link:
         self._thread.join()
         with self._driver:
             self._turn()
+            self._closed = True
             for socket in self._sockets.values():
                 socket.close()
             self._context.term()
-        self._nudge.close()
-        self._wake.close()
+            self._turn()
+        self._empty_inbox()
         return flushed
 
     # -- waiting -----------------------------------------------------------------------------------
@@ -366,6 +372,10 @@ class Link:
             while self._inbox:
                 command, args = self._inbox.popleft()
                 command(*args)
+            if self._closed:
+                self._session.hang_up()
+                self._hand_over()
+                return
             self._open_wanted()
             self._send()
             self._receive(now)  # after sending, which may swallow the signal that something came

@@ -272,6 +272,15 @@ class Session:
         if self._lines[DATA].phase is _Phase.READY:
             self.outbox.append((DATA, Goodbye()))
 
+    def hang_up(self) -> None:
+        """There will be no connection any more: answer whoever waits with None."""
+        self.answers += [(asked.waiter, None) for asked in (*self._asked.values(), *self._held)]
+        self._asked.clear()
+        self._numbers.clear()
+        self._held.clear()
+        self._reports.clear()
+        self.outbox.clear()
+
     # -- what the connections do -------------------------------------------------------------------
 
     def connected(self, connection: int, now: float) -> None:
