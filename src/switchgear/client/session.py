@@ -92,12 +92,13 @@ class _Phase(Enum):
 class _Line:
     """One of the two connections."""
 
-    __slots__ = ("epoch", "greeted_at", "phase", "refusal")
+    __slots__ = ("epoch", "first_greeted_at", "greeted_at", "phase", "refusal")
 
     def __init__(self) -> None:
         self.phase = _Phase.OFFLINE
         self.epoch = 0  # of the manager at the other end, once it has answered
-        self.greeted_at = 0.0
+        self.first_greeted_at = 0.0  # of the Hellos in a row without a Welcome between
+        self.greeted_at = 0.0  # the last one
         self.refusal: Error | None = None
 
 
@@ -324,6 +325,8 @@ class Session:
 
     def _greet(self, connection: int, now: float) -> None:
         line = self._lines[connection]
+        if line.phase is not _Phase.GREETING:
+            line.first_greeted_at = now
         line.phase = _Phase.GREETING
         line.greeted_at = now
         self.outbox.append((connection, Hello(PROTOCOL, PROTOCOL, self._token, self._pid)))
@@ -337,9 +340,14 @@ class Session:
     def _welcome(self, connection: int, message: Welcome, now: float) -> None:
         line = self._lines[connection]
         another = message.epoch != line.epoch
+        if connection == DATA:
+            self._set_clock(to_seconds(message.clock), now)
+        if line.phase is _Phase.READY and not another:
+            # The answer to a second Hello. After the first everything was sent again; sent twice, a
+            # request could be refused and then granted, to nobody.
+            return
         line.phase, line.epoch, line.refusal = _Phase.READY, message.epoch, None
         if connection == DATA:
-            self._set_clock(to_seconds(message.clock), line.greeted_at, now)
             self._resume_data(message.reports, another)
         elif self._subscribed:
             if another:
@@ -351,11 +359,13 @@ class Session:
                 self._send(number, asked)
         self._pass_barrier()
 
-    def _set_clock(self, theirs: float, sent: float, now: float) -> None:
+    def _set_clock(self, theirs: float, now: float) -> None:
         # One host has one monotonic clock. Only where it shows another one (a time namespace)
-        # do we reckon with the middle of the round trip.
-        same = sent <= theirs <= now
-        self._clock_offset = 0.0 if same else theirs - (sent + now) / 2
+        # do we reckon with the middle of the round trip. Which of several Hellos was answered is
+        # not said: the first for sure not before it was sent.
+        line = self._lines[DATA]
+        same = line.first_greeted_at <= theirs <= now
+        self._clock_offset = 0.0 if same else theirs - (line.greeted_at + now) / 2
 
     def _resume_data(self, taken_in: int, another: bool) -> None:
         """Go on where this manager stands: it has our reports up to a number, or none of them."""
