@@ -1,0 +1,1011 @@
+"""The client's session against the manager's actor, in memory, whatever breaks in between."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, deque
+from typing import Final
+
+import pytest
+from harness import Pair, Waiter
+
+from switchgear.client.session import GREETING_INTERVAL, Grant
+from switchgear.config import CircuitConfig
+from switchgear.manager.actor import ACKS_TOGETHER, CONTROL, DATA, EVENTS_KEPT, Peer
+from switchgear.states import Outcome, State, Verdict
+from switchgear.stats import CircuitStats
+from switchgear.wire import (
+    KINDS,
+    MAX_ERROR_CHARACTERS,
+    PROTOCOL,
+    Acquire,
+    Declare,
+    Error,
+    ErrorCode,
+    GetStats,
+    Goodbye,
+    Granted,
+    Hello,
+    Ping,
+    Pong,
+    Rejected,
+    Report,
+    Reset,
+    StatsOf,
+    Subscribe,
+    Sync,
+    Welcome,
+    encode,
+)
+
+EVERYTHING_CLOSED: Final = CircuitConfig(failure_threshold=1_000_000)
+
+
+@pytest.fixture
+def pair() -> Pair:
+    """One client, connected and greeted, with the circuit "a" declared."""
+    pair = Pair()
+    pair.session.declare("a", EVERYTHING_CLOSED)
+    pair.run()
+    return pair
+
+
+def granted(pair: Pair, *, client: int = 0, name: str = "a") -> Grant:
+    """A permit."""
+    waiter = pair.acquire(name, client=client)
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
+    return waiter.answer
+
+
+def report(
+    pair: Pair,
+    grant: Grant,
+    outcome: Outcome = Outcome.SUCCESS,
+    *,
+    verdicts: list[Verdict] | None = None,
+    error: str | None = None,
+) -> None:
+    """Hand a report to the session; it is on its way, if there is one."""
+    settled = None if verdicts is None else verdicts.append
+    pair.session.report("a", grant, outcome, 0.001, error, settled)
+    pair.collect()
+
+
+def stats(pair: Pair, name: str = "a") -> CircuitStats:
+    """What the manager says, without any client's doing."""
+    peer = Peer(CONTROL, b"somebody else")
+    (send,) = pair.actor.receive(peer, GetStats(1, name), pair.now)
+    assert isinstance(send.message, StatsOf)
+    return send.message.stats
+
+
+def kinds(messages: list[object]) -> list[str]:
+    return [type(message).__name__ for message in messages]
+
+
+# -- asking after reporting ------------------------------------------------------------------------
+
+
+def test_what_is_asked_comes_after_everything_reported_before(pair: Pair) -> None:
+    for _ in range(3):
+        report(pair, granted(pair), Outcome.FAILURE)
+    waiter = pair.ask(lambda number: GetStats(number, "a"), "a")
+    assert not pair.sent(GetStats)  # held, even though the connection is there
+    pair.run()
+    assert isinstance(waiter.answer, StatsOf)
+    assert waiter.answer.stats.total_failures == 3
+    assert pair.now == 1_000.0  # and nobody had to wait for the acknowledgements
+
+
+def test_what_is_asked_waits_for_no_report_that_came_after_it(pair: Pair) -> None:
+    grants = [granted(pair) for _ in range(2)]
+    report(pair, grants[0])
+    waiter = pair.ask(lambda number: GetStats(number, "a"), "a")
+    report(pair, grants[1])
+    while not pair.sent(GetStats):
+        assert pair.deliver_up() or pair.deliver_down()
+    pair.run()
+    assert isinstance(waiter.answer, StatsOf)
+
+
+def test_questions_are_answered_in_the_order_they_were_asked(pair: Pair) -> None:
+    report(pair, granted(pair))
+    waiters = [pair.ask(Ping) for _ in range(3)]
+    pair.run()
+    numbers = [w.answer.request for w in waiters if isinstance(w.answer, Pong)]
+    assert len(numbers) == 3
+    assert numbers == sorted(numbers)
+
+
+def test_flush_is_answered_when_all_was_taken_in_and_not_before(pair: Pair) -> None:
+    idle = pair.flush()
+    assert idle.answered
+    for grant in [granted(pair) for _ in range(3)]:
+        report(pair, grant)
+    waiter = pair.flush()
+    while pair.deliver_up():
+        assert not waiter.answered  # taken in, but we do not know it yet
+    pair.run()
+    assert waiter.answered
+    assert stats(pair).total_successes == 3
+
+
+def test_flush_waits_for_a_manager_as_long_as_it_takes(pair: Pair) -> None:
+    grant = granted(pair)
+    pair.cut()
+    report(pair, grant)
+    waiter = pair.flush()
+    pair.advance(100.0)
+    assert not waiter.answered
+    pair.connect()
+    pair.run()
+    assert waiter.answered
+    assert stats(pair).total_successes == 1
+
+
+def test_one_sync_is_out_at_a_time(pair: Pair) -> None:
+    grants = [granted(pair) for _ in range(4)]
+    for grant in grants:
+        report(pair, grant)
+        pair.flush()
+    assert len(pair.sent(Sync)) == 1
+
+
+def test_synced_without_the_acknowledgements_ends_in_a_greeting_and_not_in_a_circle(
+    pair: Pair,
+) -> None:
+    report(pair, granted(pair))
+    pair.clients[0].wires[DATA].up.clear()  # it never arrives
+    waiter = pair.flush()
+    pair.run()
+    assert waiter.answered
+    assert stats(pair).total_successes == 1
+
+
+def test_every_verdict_goes_to_the_one_who_reported(pair: Pair) -> None:
+    first, second = granted(pair), granted(pair)
+    pair.ask(lambda number: Reset(number, "a"))
+    pair.run()
+    counted = granted(pair)
+    verdicts: list[list[Verdict]] = [[], [], []]
+    for grant, settled in zip((first, counted, second), verdicts, strict=True):
+        report(pair, grant, verdicts=settled)
+    pair.flush()
+    pair.run()
+    assert verdicts == [[Verdict.STALE], [Verdict.COUNTED], [Verdict.STALE]]
+
+
+# -- declaring -------------------------------------------------------------------------------------
+
+
+def test_a_circuit_is_declared_before_it_is_acquired() -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    waiter = pair.acquire()
+    assert not pair.sent()
+    pair.connect()
+    pair.run()
+    assert kinds(pair.sent()) == ["Hello", "Declare", "Acquire"]
+    assert isinstance(waiter.answer, Grant)
+
+
+def test_a_circuit_is_declared_before_it_is_asked_about() -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    waiter = pair.ask(lambda number: GetStats(number, "a"), "a")
+    pair.connect(0, CONTROL)
+    pair.run()
+    assert not waiter.answered  # it could be declared on the data connection only
+    pair.connect(0, DATA)
+    pair.run()
+    assert isinstance(waiter.answer, StatsOf)
+    assert pair.session.wanted == {DATA, CONTROL}
+
+
+def test_a_new_manager_is_told_every_circuit_before_the_reports_on_it(pair: Pair) -> None:
+    grant = granted(pair)
+    pair.replace_manager()
+    report(pair, grant, Outcome.FAILURE)
+    before = len(pair.sent())
+    pair.connect_all()
+    pair.run()
+    assert kinds(pair.sent()[before:]) == ["Hello", "Hello", "Declare", "Report"]
+    assert stats(pair).config == EVERYTHING_CLOSED
+    assert stats(pair).total_failures == 1
+    assert stats(pair).in_flight == 0
+
+
+def test_the_same_manager_is_not_told_again_what_it_has_answered(pair: Pair) -> None:
+    pair.cut()
+    pair.connect()
+    pair.run()
+    assert len(pair.sent(Declare)) == 1
+
+
+def test_a_declaration_that_was_lost_is_sent_again(pair: Pair) -> None:
+    pair.session.declare("b", CircuitConfig(failure_threshold=7))
+    pair.collect()
+    pair.cut()
+    pair.connect()
+    pair.run()
+    assert stats(pair, "b").config.failure_threshold == 7
+
+
+def test_a_config_that_changed_while_nobody_listened_reaches_the_same_manager(pair: Pair) -> None:
+    pair.cut()
+    pair.session.declare("a", CircuitConfig(failure_threshold=7))
+    pair.collect()
+    pair.connect()
+    pair.run()
+    assert stats(pair).config.failure_threshold == 7
+
+
+def test_a_declaration_that_is_refused_does_not_hold_up_what_is_asked() -> None:
+    pair = Pair()
+    pair.session.declare("a\n", None)  # nobody checks names here
+    waiter = pair.ask(lambda number: GetStats(number, "b"), "a\n")
+    pair.run()
+    assert isinstance(waiter.answer, Error)
+    assert waiter.answer.code is ErrorCode.UNKNOWN_CIRCUIT
+
+
+# -- permits that nobody waits for any more --------------------------------------------------------
+
+
+@pytest.mark.parametrize("granted_before", [False, True])
+def test_a_permit_that_comes_too_late_goes_back(pair: Pair, granted_before: bool) -> None:
+    waiter = pair.acquire()
+    if granted_before:
+        pair.deliver_up()
+    pair.session.abandon(waiter, timed_out=False)
+    pair.run()
+    assert not waiter.answered
+    assert (stats(pair).in_flight, stats(pair).total_neutral) == (0, 1)
+
+
+def test_abandoning_after_the_grant_leaves_the_permit_to_its_holder(pair: Pair) -> None:
+    waiter = pair.acquire()
+    pair.run()
+    pair.session.abandon(waiter, timed_out=False)
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
+    assert stats(pair).in_flight == 1
+
+
+@pytest.mark.parametrize("arrived", [False, True])
+def test_a_permit_whose_grant_was_lost_goes_back_after_the_next_greeting(
+    pair: Pair, arrived: bool
+) -> None:
+    waiter = pair.acquire()
+    if arrived:
+        pair.deliver_up()
+    assert stats(pair).in_flight == int(arrived)
+    pair.session.abandon(waiter, timed_out=True)
+    pair.cut()
+    pair.connect()
+    pair.run()
+    pair.flush()
+    pair.run()
+    assert (stats(pair).in_flight, stats(pair).total_requests) == (0, int(arrived))
+    assert not waiter.answered
+
+
+def test_a_permit_asked_for_of_a_manager_that_is_no_more_is_forgotten(pair: Pair) -> None:
+    waiter = pair.acquire()
+    pair.session.abandon(waiter, timed_out=False)
+    pair.replace_manager()
+    pair.connect_all()
+    pair.run()
+    assert len(pair.sent(Acquire)) == 1
+    assert stats(pair).total_requests == 0
+
+
+def test_a_question_that_was_abandoned_is_neither_sent_nor_answered(pair: Pair) -> None:
+    report(pair, granted(pair))
+    held, asked = pair.ask(Ping), pair.flush()
+    pair.session.abandon(held, timed_out=True)
+    pair.session.abandon(asked, timed_out=True)
+    pair.run()
+    assert not pair.sent(Ping)
+    assert not held.answered
+    assert not asked.answered
+    assert not pair.session.lost  # only a permit says that the manager is gone
+
+
+def test_an_acquire_whose_answer_was_lost_is_asked_again_and_gets_one_permit(pair: Pair) -> None:
+    waiter = pair.acquire()
+    pair.deliver_up()
+    pair.cut()
+    pair.connect()
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
+    assert stats(pair).in_flight == 1
+    assert len(pair.sent(Acquire)) == 2
+
+
+def test_a_rejection_answers_with_itself(pair: Pair) -> None:
+    pair.session.declare("a", CircuitConfig(failure_threshold=1))
+    pair.run()
+    report(pair, granted(pair), Outcome.FAILURE, error="OSError: down")
+    waiter = pair.acquire()
+    pair.run()
+    assert isinstance(waiter.answer, Rejected)
+    assert (waiter.answer.state, waiter.answer.last_error) == (State.OPEN, "OSError: down")
+
+
+def test_an_acquire_that_arrives_after_its_deadline_is_answered_with_the_error(pair: Pair) -> None:
+    waiter = pair.acquire(timeout=0.05)
+    pair.now += 0.06
+    pair.run()
+    assert isinstance(waiter.answer, Error)
+    assert waiter.answer.code is ErrorCode.DEADLINE_PASSED
+
+
+# -- reports across breaks -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("taken_in", range(6))
+@pytest.mark.parametrize("acknowledged", [False, True])
+def test_after_a_break_exactly_what_was_not_taken_in_is_sent_again(
+    pair: Pair, taken_in: int, acknowledged: bool
+) -> None:
+    for grant in [granted(pair) for _ in range(5)]:
+        report(pair, grant)
+    for _ in range(taken_in):
+        pair.deliver_up()
+    if acknowledged:
+        pair.now += 1.0
+        pair.actor.tick(pair.now)
+        while pair.deliver_down():
+            pass
+    pair.cut()
+    before = len(pair.sent(Report))
+    pair.connect()
+    pair.run()
+    again = pair.sent(Report)[before:]
+    assert [message[0] for message in again] == list(range(taken_in + 1, 6))
+    waiter = pair.flush()
+    pair.run()
+    assert waiter.answered
+    assert (stats(pair).total_successes, stats(pair).in_flight) == (5, 0)
+
+
+def test_reports_that_come_twice_are_counted_once(pair: Pair) -> None:
+    for grant in [granted(pair) for _ in range(3)]:
+        report(pair, grant)
+    up = pair.clients[0].wires[DATA].up
+    up.extend(list(up))
+    waiter = pair.flush()
+    pair.run()
+    assert waiter.answered
+    assert stats(pair).total_successes == 3
+
+
+@pytest.mark.parametrize("lost", range(3))
+def test_a_report_that_was_lost_on_the_way_is_sent_again_with_those_behind_it(
+    pair: Pair, lost: int
+) -> None:
+    for grant in [granted(pair) for _ in range(3)]:
+        report(pair, grant)
+    del pair.clients[0].wires[DATA].up[lost]
+    waiter = pair.flush()
+    pair.run()
+    assert waiter.answered
+    assert stats(pair).total_successes == 3
+
+
+@pytest.mark.parametrize("bad", [{0}, {1}, {2}, {0, 1}, {0, 2}, {1, 2}, {0, 1, 2}])
+def test_malformed_reports_do_not_block_nor_displace_the_others(pair: Pair, bad: set[int]) -> None:
+    verdicts: list[list[Verdict]] = [[], [], [], []]
+    for number, grant in enumerate([granted(pair) for _ in range(4)]):
+        error = "x" * (MAX_ERROR_CHARACTERS + 1) if number in bad else None
+        report(pair, grant, Outcome.FAILURE, verdicts=verdicts[number], error=error)
+    waiter = pair.flush()
+    pair.run()
+    assert waiter.answered
+    assert (stats(pair).total_failures, stats(pair).in_flight) == (4 - len(bad), len(bad))
+    assert not any(verdicts[number] for number in bad)
+    assert not pair.session.waiting
+
+
+def test_a_malformed_report_takes_no_verdict_from_the_one_before_it(
+    pair: Pair,
+) -> None:
+    verdicts: list[Verdict] = []
+    good, bad = granted(pair), granted(pair)
+    report(pair, good, Outcome.FAILURE, verdicts=verdicts)
+    report(pair, bad, Outcome.FAILURE, error="x" * (MAX_ERROR_CHARACTERS + 1), verdicts=verdicts)
+    pair.run()
+    pair.flush()
+    pair.run()
+    assert stats(pair).total_failures == 1
+    assert len(verdicts) <= 1  # the first's may be lost with the greeting; the second has none
+
+
+def test_a_report_with_a_permit_of_nobody_settles_without_a_verdict(pair: Pair) -> None:
+    verdicts: list[Verdict] = []
+    report(pair, Grant(pair.epoch, 99_999), verdicts=verdicts)
+    report(pair, granted(pair), verdicts=verdicts)
+    waiter = pair.flush()
+    pair.run()
+    assert waiter.answered
+    assert verdicts == [Verdict.COUNTED]
+
+
+def test_more_reports_than_are_acknowledged_together_are_all_counted(pair: Pair) -> None:
+    count = 3 * ACKS_TOGETHER + 1
+    for grant in [granted(pair) for _ in range(count)]:
+        report(pair, grant)
+    pair.run()
+    pair.advance(1.0)
+    assert pair.flush().answered
+    assert stats(pair).total_successes == count
+
+
+def test_reports_go_to_the_next_manager_when_theirs_is_gone(pair: Pair) -> None:
+    verdicts: list[Verdict] = []
+    grants = [granted(pair) for _ in range(3)]
+    report(pair, grants[0])
+    pair.flush()
+    pair.run()
+    pair.replace_manager()
+    report(pair, grants[1], Outcome.FAILURE, verdicts=verdicts)
+    report(pair, grants[2], verdicts=verdicts)
+    pair.connect_all()
+    pair.run()
+    pair.flush()
+    pair.run()
+    assert verdicts == [Verdict.STALE, Verdict.STALE]
+    assert (stats(pair).total_successes, stats(pair).total_failures) == (1, 1)
+
+
+def test_after_goodbye_nothing_is_held_at_the_manager(pair: Pair) -> None:
+    granted(pair)
+    pair.session.goodbye()
+    pair.run()
+    assert stats(pair).in_flight == 0
+    assert kinds(pair.sent())[-1] == "Goodbye"
+
+
+def test_goodbye_without_a_connection_is_not_said(pair: Pair) -> None:
+    pair.cut()
+    pair.session.goodbye()
+    pair.collect()
+    assert not pair.sent(Goodbye)
+
+
+# -- a manager that does not answer ----------------------------------------------------------------
+
+
+def lost_in_vain(pair: Pair) -> None:
+    """Ask for a permit, get no answer, give up."""
+    waiter = pair.acquire()
+    assert not waiter.answered
+    pair.now += 0.05
+    pair.session.abandon(waiter, timed_out=True)
+    pair.collect()
+
+
+def test_only_the_first_acquire_of_an_outage_waits(pair: Pair) -> None:
+    pair.cut()
+    lost_in_vain(pair)
+    assert pair.session.lost
+    for _ in range(3):
+        waiter = pair.acquire()
+        assert waiter.answered
+        assert waiter.answer is None
+
+
+def test_a_caller_that_gave_up_for_its_own_reasons_says_nothing_of_the_manager(pair: Pair) -> None:
+    waiter = pair.acquire()
+    pair.session.abandon(waiter, timed_out=False)
+    assert not pair.session.lost
+
+
+def test_anything_heard_on_the_data_connection_ends_the_outage(pair: Pair) -> None:
+    pair.cut()
+    lost_in_vain(pair)
+    pair.connect()
+    assert pair.session.lost  # knocked, not heard
+    pair.run()
+    assert not pair.session.lost
+    assert granted(pair).epoch == pair.epoch
+
+
+def test_a_manager_that_is_stopped_is_greeted_every_so_often_and_not_more(pair: Pair) -> None:
+    lost_in_vain(pair)  # nothing is delivered: the manager is stopped
+    pair.now += GREETING_INTERVAL
+    before = len(pair.sent(Hello))
+    for _ in range(5):
+        pair.acquire()
+    assert len(pair.sent(Hello)) == before + 1
+    pair.now += GREETING_INTERVAL - 0.001
+    pair.acquire()
+    assert len(pair.sent(Hello)) == before + 1
+    pair.now += 0.002
+    pair.acquire()
+    assert len(pair.sent(Hello)) == before + 2
+    pair.run()  # it goes on
+    assert not pair.session.lost
+    pair.flush()
+    pair.run()
+    assert stats(pair).in_flight == 0
+
+
+def test_without_a_connection_nobody_is_greeted(pair: Pair) -> None:
+    pair.cut()
+    before = len(pair.sent(Hello))
+    lost_in_vain(pair)
+    pair.now += 10 * GREETING_INTERVAL
+    pair.acquire()
+    assert len(pair.sent(Hello)) == before
+
+
+def test_what_is_heard_on_the_control_connection_does_not_end_an_outage_of_permits(
+    pair: Pair,
+) -> None:
+    pair.cut()
+    lost_in_vain(pair)
+    pair.ask(Ping)
+    pair.run()
+    assert pair.session.lost
+
+
+# -- versions --------------------------------------------------------------------------------------
+
+
+def refuse(pair: Pair, connection: int) -> None:
+    error = Error(KINDS[Hello], PROTOCOL, ErrorCode.WRONG_PROTOCOL, "another protocol")
+    pair.clients[0].wires[connection].down.append(encode(error))
+    pair.deliver_down(0, connection)
+
+
+def test_a_refused_greeting_answers_everybody_who_waits_and_whoever_asks_later() -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    waiters = [pair.acquire(), pair.acquire(), pair.ask(Ping)]
+    pair.connect_all()
+    for connection in (DATA, CONTROL):
+        pair.clients[0].wires[connection].up.clear()
+        refuse(pair, connection)
+    waiters += [pair.acquire(), pair.ask(Ping)]
+    for waiter in waiters:
+        assert isinstance(waiter.answer, Error)
+        assert waiter.answer.code is ErrorCode.WRONG_PROTOCOL
+    assert kinds(pair.sent()) == ["Hello", "Hello"]
+
+
+def test_after_a_refusal_another_manager_is_welcome() -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    pair.connect_all()
+    for connection in (DATA, CONTROL):
+        pair.clients[0].wires[connection].up.clear()
+        refuse(pair, connection)
+    pair.replace_manager()
+    pair.connect_all()
+    pair.run()
+    assert isinstance(granted(pair), Grant)
+
+
+# -- events ----------------------------------------------------------------------------------------
+
+
+def resets(pair: Pair, count: int) -> None:
+    """So many events."""
+    for _ in range(count):
+        peer = Peer(CONTROL, b"somebody else")
+        sends = pair.actor.receive(peer, Reset(1, "a"), pair.now)
+        pair._route([send for send in sends if send.peer != peer])
+
+
+def versions(pair: Pair) -> list[int]:
+    return [event.version for event in pair.clients[0].events]
+
+
+def test_events_come_in_order_and_once(pair: Pair) -> None:
+    resets(pair, 2)
+    waiter = pair.subscribe()
+    pair.run()
+    assert waiter.answered
+    resets(pair, 3)
+    pair.run()
+    assert versions(pair) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("lost", [{0}, {1}, {0, 1}, {1, 2}, {0, 3}])
+def test_events_that_were_lost_are_asked_for_and_come_in_order_and_once(
+    pair: Pair, lost: set[int]
+) -> None:
+    pair.subscribe()
+    pair.run()
+    resets(pair, 5)
+    down = pair.clients[0].wires[CONTROL].down
+    kept = [frame for number, frame in enumerate(down) if number not in lost]
+    down.clear()
+    down.extend(kept)
+    pair.run()
+    assert versions(pair) == [1, 2, 3, 4, 5]
+    since = [message.since for message in pair.sent(Subscribe) if isinstance(message, Subscribe)]
+    assert since[1:] == [min(lost)] * (len(since) - 1)
+    assert len(since) > 1
+
+
+def test_events_that_come_twice_are_told_once(pair: Pair) -> None:
+    pair.subscribe()
+    pair.run()
+    resets(pair, 3)
+    down = pair.clients[0].wires[CONTROL].down
+    down.extend(list(down))
+    pair.run()
+    assert versions(pair) == [1, 2, 3]
+
+
+def test_events_during_a_break_come_after_it(pair: Pair) -> None:
+    pair.subscribe()
+    pair.run()
+    resets(pair, 2)
+    pair.run()
+    pair.cut(0, CONTROL)
+    resets(pair, 3)
+    pair.connect(0, CONTROL)
+    pair.run()
+    resets(pair, 1)
+    pair.run()
+    assert versions(pair) == [1, 2, 3, 4, 5, 6]
+
+
+def test_events_that_nobody_has_any_more_are_skipped(pair: Pair) -> None:
+    pair.subscribe()
+    pair.run()
+    resets(pair, 1)
+    pair.run()
+    pair.cut(0, CONTROL)
+    resets(pair, EVENTS_KEPT + 5)
+    pair.connect(0, CONTROL)
+    pair.run()
+    assert versions(pair) == [1, *range(7, EVENTS_KEPT + 7)]
+
+
+def test_a_new_manager_begins_its_versions_anew(pair: Pair) -> None:
+    pair.subscribe()
+    pair.run()
+    resets(pair, 3)
+    pair.run()
+    pair.replace_manager()
+    pair.connect_all()
+    pair.run()
+    resets(pair, 2)
+    pair.run()
+    assert versions(pair) == [1, 2, 3, 1, 2]
+
+
+# -- clocks ----------------------------------------------------------------------------------------
+
+
+def deadlines(pair: Pair) -> list[float]:
+    return [m.deadline / 1e6 for m in pair.sent(Acquire) if isinstance(m, Acquire)]
+
+
+def test_one_clock_is_believed_to_be_one_however_long_the_greeting_took() -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    pair.connect_all()
+    pair.now += 3.0
+    pair.deliver_up()
+    pair.now += 1.0
+    pair.run()
+    pair.acquire(timeout=0.05)
+    assert deadlines(pair) == pytest.approx([pair.now + 0.05], abs=2e-6)
+
+
+@pytest.mark.parametrize("skew", [-500.0, 12_345.678, 1e6])
+def test_another_clock_is_reckoned_with(skew: float) -> None:
+    pair = Pair(skew=skew, connected=False)
+    pair.session.declare("a", None)
+    pair.connect_all()
+    pair.now += 0.001
+    pair.deliver_up()
+    pair.now += 0.001
+    pair.run()
+    waiter = pair.acquire(timeout=0.05)
+    assert deadlines(pair) == pytest.approx([pair.now + skew + 0.05], abs=2e-6)
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
+
+
+def test_the_deadline_of_an_acquire_sent_again_is_still_the_callers() -> None:
+    pair = Pair()
+    pair.session.declare("a", None)
+    pair.run()
+    pair.cut()
+    pair.acquire(timeout=5.0)
+    asked = pair.now
+    pair.now += 3.0
+    pair.connect()
+    pair.run()
+    assert deadlines(pair) == pytest.approx([asked + 5.0], abs=2e-6)
+
+
+# -- small things ----------------------------------------------------------------------------------
+
+
+def test_resume_greets_and_nothing_happens_twice(pair: Pair) -> None:
+    report(pair, granted(pair))
+    waiter = pair.acquire()
+    pair.session.resume(pair.now)
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
+    pair.flush()
+    pair.run()
+    assert (stats(pair).total_successes, stats(pair).in_flight) == (1, 1)
+
+
+def test_after_several_greetings_everything_is_sent_again_once_and_the_clock_is_right(
+    pair: Pair,
+) -> None:
+    patient = pair.acquire(timeout=10.0)
+    lost_in_vain(pair)
+    for _ in range(3):
+        pair.now += GREETING_INTERVAL
+        pair.acquire()
+    up = pair.clients[0].wires[DATA].up
+    up.popleft()  # the patient one's was lost
+    pair.deliver_up()
+    pair.deliver_up()  # the first Hello, answered before the clients went on
+    pair.now += 0.001
+    pair.run()
+    assert isinstance(patient.answer, Grant)
+    first, _, *again = deadlines(pair)
+    assert [deadline for deadline in again if deadline > 0.0] == [first]
+
+
+def test_a_welcome_that_is_older_than_the_last_greeting_does_not_move_the_clock(
+    pair: Pair,
+) -> None:
+    lost_in_vain(pair)
+    pair.now += GREETING_INTERVAL
+    pair.acquire()
+    while pair.deliver_up():
+        pass  # the manager has answered, and the client has not read it
+    pair.now += GREETING_INTERVAL
+    pair.acquire()
+    while pair.session.lost:
+        pair.deliver_down()
+    while pair.deliver_down():
+        pass  # Welcome to the first Hello, not yet to the second
+    pair.acquire(timeout=0.05)
+    assert deadlines(pair)[-1] == pytest.approx(pair.now + 0.05, abs=2e-6)
+
+
+def test_a_session_the_manager_has_forgotten_greets_again(pair: Pair) -> None:
+    wire = pair.clients[0].wires[DATA]
+    assert wire.peer is not None
+    wire.peer = Peer(DATA, b"unknown")  # the manager knows this connection no more
+    waiter = pair.acquire()
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
+
+
+def test_answers_to_nobody_are_ignored(pair: Pair) -> None:
+    down = pair.clients[0].wires[DATA].down
+    for message in (
+        Granted(9_999, 1, 1, None),
+        Rejected(9_999, 1, State.OPEN, None, None),
+        Error(0, 0, ErrorCode.MALFORMED, ""),
+        Error(KINDS[Report], 1, ErrorCode.MALFORMED, ""),
+        Welcome(PROTOCOL, pair.epoch, round(pair.now * 1e6), 0),
+    ):
+        down.append(encode(message))
+    pair.run()
+    assert isinstance(granted(pair), Grant)
+    assert not pair.session.waiting
+
+
+# -- a random walk ---------------------------------------------------------------------------------
+
+CONFIG: Final = CircuitConfig(
+    failure_threshold=3,
+    success_threshold=2,
+    open_timeout=0.5,
+    max_concurrent_requests=2,
+    permit_timeout=1_000.0,  # no probe is lost, so each one that was granted comes back
+)
+
+
+class Walk:
+    """Three clients do as they please over connections that lose, repeat and break.
+
+    Args:
+        seed: Of everything that is random here.
+        replacing: Managers are killed and replaced, too.
+    """
+
+    def __init__(self, seed: int, *, replacing: bool) -> None:
+        self.random = random.Random(seed)
+        self.replacing = replacing
+        self.pair = Pair(3)
+        self.waiters: list[tuple[int, Waiter]] = []
+        self.grants: list[tuple[int, Grant]] = []
+        self.settled: list[Verdict] = []
+        self.reported: Counter[Outcome] = Counter()
+        self.states: set[State] = set()
+        self.most_probes = 0
+        for client in self.pair.clients:
+            client.session.declare("a", CONFIG)
+            self.pair.subscribe(client.number)
+        self.pair.run()
+
+    def step(self) -> None:
+        chances = [
+            (12, self.acquire),
+            (12, self.report),
+            (4, self.abandon),
+            (2, self.ask),
+            (40, self.deliver),
+            (3, self.lose),
+            (3, self.repeat),
+            (2, self.cut),
+            (6, self.connect),
+            (4, self.wait),
+            (1, self.resume),
+            (int(self.replacing), self.replace),
+        ]
+        (action,) = self.random.choices([a for _, a in chances], [w for w, _ in chances])
+        action()
+        self.pair.collect()
+        self.collect()
+        probes = len(self.probes())
+        assert probes <= CONFIG.max_concurrent_requests
+        self.most_probes = max(self.most_probes, probes)
+
+    def probes(self) -> list[int]:
+        """Permits of half-open times that are out, as the manager has them."""
+        held = self.pair.actor._permits
+        return [number for number, one in held.items() if one.permit.deadline is not None]
+
+    def any_client(self) -> int:
+        return self.random.randrange(len(self.pair.clients))
+
+    def collect(self) -> None:
+        for client, waiter in self.waiters:
+            if isinstance(waiter.answer, Grant):
+                self.grants.append((client, waiter.answer))
+        self.waiters = [(c, waiter) for c, waiter in self.waiters if not waiter.answered]
+        if "a" in self.pair.actor._circuits:
+            self.states.add(self.pair.actor._circuits["a"].state)
+
+    def acquire(self) -> None:
+        client = self.any_client()
+        timeout = self.random.choice([0.01, 0.05, 10.0])
+        self.waiters.append((client, self.pair.acquire(client=client, timeout=timeout)))
+
+    def abandon(self) -> None:
+        if self.waiters:
+            client, waiter = self.waiters.pop(self.random.randrange(len(self.waiters)))
+            timed_out = self.random.random() < 0.5
+            self.pair.clients[client].session.abandon(waiter, timed_out=timed_out)
+
+    def report(self) -> None:
+        if self.grants:
+            client, grant = self.grants.pop(self.random.randrange(len(self.grants)))
+            (outcome,) = self.random.choices(list(Outcome), [5, 4, 1])
+            self.reported[outcome] += 1
+            session = self.pair.clients[client].session
+            session.report("a", grant, outcome, 0.001, None, self.settled.append)
+
+    def ask(self) -> None:
+        client = self.any_client()
+        self.random.choice(
+            [
+                lambda: self.pair.ask(Ping, "a", client=client),
+                lambda: self.pair.flush(client),
+                lambda: self.pair.clients[client].session.declare("a", CONFIG),
+            ]
+        )()
+
+    def deliver(self) -> None:
+        client, connection = self.any_client(), self.random.choice([DATA, DATA, CONTROL])
+        step = self.random.choice([self.pair.deliver_up, self.pair.deliver_down])
+        for _ in range(self.random.randrange(1, 6)):
+            step(client, connection)
+
+    def queue(self) -> deque[bytes]:
+        wire = self.pair.clients[self.any_client()].wires[self.random.choice([DATA, CONTROL])]
+        return self.random.choice([wire.up, wire.down])
+
+    def lose(self) -> None:
+        queue = self.queue()
+        if queue:
+            del queue[self.random.randrange(len(queue))]
+
+    def repeat(self) -> None:
+        queue = self.queue()
+        if queue:
+            place = self.random.randrange(len(queue))
+            queue.insert(place, queue[place])
+
+    def cut(self) -> None:
+        self.pair.cut(self.any_client(), self.random.choice([DATA, CONTROL]))
+
+    def connect(self) -> None:
+        self.pair.connect(self.any_client(), self.random.choice([DATA, CONTROL]))
+
+    def wait(self) -> None:
+        self.pair.now += self.random.choice([0.001, 0.006, 0.1, 0.6])
+        self.pair._tick()
+
+    def resume(self) -> None:
+        self.pair.clients[self.any_client()].session.resume(self.pair.now)
+
+    def replace(self) -> None:
+        if self.random.random() < 0.3:
+            self.pair.replace_manager()
+
+    def end(self) -> None:
+        """Everybody stops waiting, every break is mended, everything held is reported."""
+        for client, waiter in self.waiters:
+            self.pair.clients[client].session.abandon(waiter, timed_out=False)
+        self.waiters.clear()
+        for _ in range(3):  # a message that was lost is noticed as a break, at the latest
+            for client in self.pair.clients:
+                self.pair.cut(client.number, DATA)
+                self.pair.cut(client.number, CONTROL)
+            self.pair.connect_all()
+            self.pair.run()
+            self.collect()
+            while self.grants:
+                self.report()
+            self.pair.run()
+            waiters = [self.pair.flush(client.number) for client in self.pair.clients]
+            self.pair.run()
+            assert all(waiter.answered for waiter in waiters)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_breaks_each_report_is_counted_once_and_every_permit_comes_back(
+    seed: int,
+) -> None:
+    walk = Walk(seed, replacing=False)
+    for _ in range(300):
+        walk.step()
+    walk.end()
+    found = stats(walk.pair)
+    # Permits that nobody waited for went back as neutral, so there may be more of those.
+    assert found.total_successes == walk.reported[Outcome.SUCCESS]
+    assert found.total_failures == walk.reported[Outcome.FAILURE]
+    assert found.total_neutral >= walk.reported[Outcome.NEUTRAL]
+    assert found.in_flight == 0
+    assert not walk.probes()
+    for client in walk.pair.clients:
+        seen = [event.version for event in client.events]
+        assert seen == list(range(1, len(seen) + 1))
+        assert not client.session.waiting
+
+
+@pytest.mark.parametrize("seed", range(100, 130))
+def test_whoever_is_replaced_nothing_is_left_behind(seed: int) -> None:
+    walk = Walk(seed, replacing=True)
+    for _ in range(300):
+        walk.step()
+    walk.end()
+    found = stats(walk.pair)
+    assert found.in_flight == 0
+    assert found.total_successes <= walk.reported[Outcome.SUCCESS]
+    assert found.total_failures <= walk.reported[Outcome.FAILURE]
+    assert not walk.probes()
+    assert not any(client.session.waiting for client in walk.pair.clients)
+
+
+def test_the_walk_reaches_every_state_and_a_full_half_open_circuit() -> None:
+    states: set[State] = set()
+    most_probes = 0
+    for seed in range(10):
+        walk = Walk(seed, replacing=False)
+        for _ in range(300):
+            walk.step()
+        states |= walk.states
+        most_probes = max(most_probes, walk.most_probes)
+    assert states == set(State)
+    assert most_probes == CONFIG.max_concurrent_requests
