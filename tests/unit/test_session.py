@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import pytest
@@ -80,7 +81,7 @@ def stats(pair: Pair, name: str = "a") -> CircuitStats:
     return send.message.stats
 
 
-def kinds(messages: list[object]) -> list[str]:
+def kinds(messages: Sequence[object]) -> list[str]:
     return [type(message).__name__ for message in messages]
 
 
@@ -364,7 +365,9 @@ def test_after_a_break_exactly_what_was_not_taken_in_is_sent_again(
     pair.connect()
     pair.run()
     again = pair.sent(Report)[before:]
-    assert [message[0] for message in again] == list(range(taken_in + 1, 6))
+    assert [message.number for message in again if isinstance(message, Report)] == list(
+        range(taken_in + 1, 6)
+    )
     waiter = pair.flush()
     pair.run()
     assert waiter.answered
@@ -861,7 +864,7 @@ class Walk:
         self.most_probes = max(self.most_probes, probes)
 
     def probes(self) -> list[int]:
-        """Permits of half-open times that are out, as the manager has them."""
+        """The permits of half-open times that are out, as the manager has them."""
         held = self.pair.actor._permits
         return [number for number, one in held.items() if one.permit.deadline is not None]
 
@@ -897,13 +900,12 @@ class Walk:
 
     def ask(self) -> None:
         client = self.any_client()
-        self.random.choice(
-            [
-                lambda: self.pair.ask(Ping, "a", client=client),
-                lambda: self.pair.flush(client),
-                lambda: self.pair.clients[client].session.declare("a", CONFIG),
-            ]
-        )()
+        actions: list[Callable[[], object]] = [
+            lambda: self.pair.ask(Ping, "a", client=client),
+            lambda: self.pair.flush(client),
+            lambda: self.pair.clients[client].session.declare("a", CONFIG),
+        ]
+        self.random.choice(actions)()
 
     def deliver(self) -> None:
         client, connection = self.any_client(), self.random.choice([DATA, DATA, CONTROL])
@@ -945,8 +947,8 @@ class Walk:
 
     def end(self) -> None:
         """Everybody stops waiting, every break is mended, everything held is reported."""
-        for client, waiter in self.waiters:
-            self.pair.clients[client].session.abandon(waiter, timed_out=False)
+        for number, waiter in self.waiters:
+            self.pair.clients[number].session.abandon(waiter, timed_out=False)
         self.waiters.clear()
         for _ in range(3):  # a message that was lost is noticed as a break, at the latest
             for client in self.pair.clients:
