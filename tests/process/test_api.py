@@ -232,7 +232,7 @@ class Unprintable(Exception):
         (ValueError("x" * 5000), f"ValueError: {'x' * 5000}"[:512]),
         (ValueError("\U0001f600" * 5000), f"ValueError: {chr(0x1F600) * 5000}"[:512]),
         (ValueError("a\x00\x1b[31mb"), "ValueError: a\x00\x1b[31mb"),
-        (ValueError(), "ValueError: "),
+        (ValueError(), "ValueError"),
     ],
 )
 def test_whatever_an_exception_says_it_is_counted_and_kept(
@@ -342,7 +342,7 @@ def test_a_block_is_a_call(breaker: sg.Breaker) -> None:
 
 def test_blocks_of_one_breaker_nest_and_each_ends_its_own_permit(breaker: sg.Breaker) -> None:
     with breaker as outer:
-        with pytest.raises(ConnectionError), breaker as inner:
+        with pytest.raises(ConnectionError), breaker as inner:  # noqa: PT012
             assert inner.operation != outer.operation
             fail()
         with breaker:
@@ -514,7 +514,7 @@ def test_a_dropped_permit_goes_back_with_a_warning(breaker: sg.Breaker) -> None:
     half_open(breaker)
     permit = breaker.acquire()
     assert breaker.stats().in_flight == 1
-    with pytest.warns(ResourceWarning, match="'service' was dropped"):
+    with pytest.warns(ResourceWarning, match="'service' was dropped"):  # noqa: PT031
         del permit
         gc.collect()
     assert totals(breaker) == (0, 2, 1, 0)

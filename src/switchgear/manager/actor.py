@@ -201,6 +201,10 @@ class Actor:
                 return self._give_back(held, now)
         return []
 
+    def last_words(self) -> list[Send]:
+        """The acknowledgements still held back, for a manager that is about to end."""
+        return [send for peer in list(self._acks) for send in self._take_acks(peer)]
+
     def check(self) -> None:
         """Assert what is true between any two calls. For tests."""
         assert self._names == sorted(self._circuits)

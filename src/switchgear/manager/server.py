@@ -165,7 +165,8 @@ class Server:
         """Answer what was sent before the stop; a limit keeps a busy client from delaying it."""
         for _ in range(_LAST_BATCHES):
             if not self._take(CONTROL, now) + self._take(DATA, now):
-                return
+                break
+        self._send(self._actor.last_words(), now)
 
     def _correct_clock(self, now: float) -> None:
         offset = time.time() - now
