@@ -782,6 +782,19 @@ def test_a_welcome_that_is_older_than_the_last_greeting_does_not_move_the_clock(
     assert deadlines(pair)[-1] == pytest.approx(pair.now + 0.05, abs=2e-6)
 
 
+def test_a_clock_that_was_told_wrong_is_compared_again_and_the_caller_still_gets_its_permit(
+    pair: Pair,
+) -> None:
+    pair.skew = -60.0  # the manager was stopped in a turn, and goes on with the time of before
+    pair.session.resume(pair.now)
+    pair.run()
+    pair.skew = 0.0
+    waiter = pair.acquire(timeout=0.05)
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
+    assert deadlines(pair)[-1] == pytest.approx(pair.now + 0.05, abs=2e-6)
+
+
 def test_a_session_the_manager_has_forgotten_greets_again(pair: Pair) -> None:
     wire = pair.clients[0].wires[DATA]
     assert wire.peer is not None

@@ -410,7 +410,9 @@ class Link:
         """Take what has arrived, and note which connections are up."""
         for connection, socket in self._sockets.items():
             while (events := events_of(socket)) & READABLE:
-                for frame in receive_frames(socket):
+                frames = receive_frames(socket)
+                now = time.monotonic()  # not the turn's: a Welcome is compared with when it came
+                for frame in frames:
                     self._take(connection, frame, now)
             online = bool(events & WRITABLE)
             if online is not self._online[connection]:

@@ -109,7 +109,8 @@ class _Asked(NamedTuple):
     connection: int
     build: Callable[[int], Message] | None  # from its number; None: the barrier is all it wants
     circuits: tuple[str, ...]  # that must be declared first
-    after: int  # how many reports must have been settled first
+    after: int = 0  # how many reports must have been settled first
+    deadline: float = 0.0  # on our clock, for a permit
 
 
 class _Outgoing(NamedTuple):
@@ -194,7 +195,7 @@ class Session:
             return Acquire(number, name, to_micros(deadline + self._clock_offset))
 
         self.wanted.add(DATA)
-        self._ask(_Asked(waiter, DATA, build, (name,), 0))
+        self._ask(_Asked(waiter, DATA, build, (name,), deadline=deadline))
 
     def report(
         self,
@@ -246,7 +247,7 @@ class Session:
         """Begin to collect `events`; the answer comes when none can be missed any more."""
         self.wanted.add(CONTROL)
         self._subscribed = True
-        self._ask(_Asked(waiter, CONTROL, self._build_subscribe, (), 0))
+        self._ask(_Asked(waiter, CONTROL, self._build_subscribe, ()))
 
     def abandon(self, waiter: Waiter, *, timed_out: bool) -> None:
         """Forget a waiter; a permit that comes for it later goes back by itself.
@@ -395,6 +396,11 @@ class Session:
         elif error.code is ErrorCode.NO_SESSION or error.code is ErrorCode.OUT_OF_ORDER:
             if line.phase is _Phase.READY:
                 self._greet(connection, now)
+        elif error.code is ErrorCode.DEADLINE_PASSED and self._still_wanted(error.ref, now):
+            # The clocks are not what we took them for: a manager that was stopped in the middle of
+            # a turn tells the time of before. Compare them again.
+            if line.phase is _Phase.READY:
+                self._greet(connection, now)
         elif error.kind == KINDS[Report]:
             self._report_refused(error, now)
         elif error.kind == KINDS[Declare]:
@@ -465,6 +471,9 @@ class Session:
             self._answer(number, line.refusal)
         elif line.phase is _Phase.READY:
             self._send(number, asked)
+
+    def _still_wanted(self, number: int, now: float) -> bool:
+        return number in self._asked and now < self._asked[number].deadline
 
     def _send(self, number: int, asked: _Asked) -> None:
         if asked.connection == DATA:
