@@ -607,7 +607,7 @@ def decode(frame: bytes, allowed: Set[type[Message]]) -> Message:
         )
     try:
         array = _unpackb(frame)
-    except Exception as error:  # msgpack's are of many kinds, none of them ours to tell apart
+    except _NOT_MSGPACK as error:
         text = f"not msgpack within our limits: {type(error).__name__}"
         raise Malformed(0, 0, ErrorCode.MALFORMED, text) from None
     if type(array) is not tuple or not array or type(array[0]) is not int:
@@ -633,6 +633,9 @@ def _ref(value: object = 0) -> int:
 
 
 _packb: Final[Callable[[object], bytes]] = msgpack.packb
+
+# All that msgpack raises for bytes. Not Exception: a signal handler may raise its own in here.
+_NOT_MSGPACK: Final = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
 
 
 def _unpackb(frame: bytes) -> object:

@@ -139,13 +139,14 @@ class Link:
         self._on_events = on_events
         self._session = Session(secrets.token_bytes(16), self.pid)
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._driver = threading.Lock()
+        self._driver = threading.RLock()
+        self._turning: int | None = None  # the thread that runs a turn
         self._interrupted = False  # a turn was left half-way, by an exception
         self._outage = False  # as last logged
         self._context = zmq.Context(io_threads=1)
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         self._online: dict[int, bool] = {}
-        self._watch = threading.Lock()  # held by the one caller that watches the sockets
+        self._watch = threading.RLock()  # held by the one caller that watches the sockets
         self._watching: int | None = None  # its thread
         self._watched = 0  # how often that ended
         self._nudge = _Signal()  # for the caller that watches
@@ -292,11 +293,14 @@ class Link:
             self._session.report(name, waiter.answer, Outcome.NEUTRAL)
 
     def _wait(self, waiter: ThreadWaiter, deadline: float) -> None:
-        if not self._watch.acquire(blocking=False):
-            waiter.wait(deadline - time.monotonic())
-            return
+        me = threading.get_ident()
+        if me in (self._turning, self._watching):
+            return  # we are a signal handler, and who would answer us waits for us to return
         try:
-            self._watching = threading.get_ident()
+            if not self._watch.acquire(blocking=False):
+                waiter.wait(deadline - time.monotonic())
+                return
+            self._watching = me
             while not waiter.answered:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
@@ -306,9 +310,15 @@ class Link:
                         self._nudge.clear()
                 self._drive()
         finally:
-            self._watching = None
-            self._watched += 1
-            self._watch.release()
+            # A signal handler may have raised right after the acquire() or may raise after any
+            # call, so the release comes first of all calls, and the lock knows whether it is due.
+            if self._watching == me:
+                self._watching = None
+                self._watched += 1
+            try:  # noqa: SIM105  # suppress() would be a call before it
+                self._watch.release()
+            except RuntimeError:
+                pass
             if self._session.waiting:
                 self._wake.set()  # others wait, and nobody watches for them now
 
@@ -329,7 +339,7 @@ class Link:
             else:
                 everything.poll()
             woken = self._wake.clear()
-            self._napping = not woken and (self._watched != before or self._watch.locked())
+            self._napping = not woken and (self._watched != before or self._watching is not None)
             try:
                 self._drive()
             except Exception:
@@ -342,8 +352,12 @@ class Link:
 
     def _post(self, command: Callable[..., None], *args: object) -> None:
         """Have a command done in a turn: now, by us, unless somebody is at it already."""
-        self._inbox.append((command, args))
-        self._empty_inbox()
+        try:
+            self._inbox.append((command, args))
+            self._empty_inbox()
+        except BaseException:
+            self._wake.set()  # a signal handler raised: let the other thread do it
+            raise
 
     def _drive(self) -> None:
         """Run a turn, and another one for what was posted too late for it.
@@ -356,15 +370,22 @@ class Link:
         self._empty_inbox()
 
     def _empty_inbox(self) -> None:
-        while self._inbox and self._driver.acquire(blocking=False):
+        # A finalizer or a signal handler may come here in the middle of a turn of this thread.
+        while self._inbox and self._turning != threading.get_ident():
             try:
+                if not self._driver.acquire(blocking=False):
+                    return
                 self._turn()
             finally:
-                self._driver.release()
+                try:  # noqa: SIM105
+                    self._driver.release()  # the first call here, as in _wait
+                except RuntimeError:
+                    pass
 
     def _turn(self) -> None:
         """Do what was posted, take what has arrived, send what is due, answer who is answered."""
         try:
+            self._turning = threading.get_ident()
             now = time.monotonic()
             if self._interrupted:
                 self._interrupted = False
@@ -374,19 +395,23 @@ class Link:
                 command(*args)
             if self._closed:
                 self._session.hang_up()
-                self._hand_over()
-                return
-            self._open_wanted()
-            self._send()
-            self._receive(now)  # after sending, which may swallow the signal that something came
-            while self._session.outbox:
-                self._send()
-                self._receive(now)
+            else:
+                self._exchange(now)
             self._hand_over()
         except BaseException:
             self._interrupted = True
+            self._turning = None
             self._wake.set()
             raise
+        self._turning = None
+
+    def _exchange(self, now: float) -> None:
+        self._open_wanted()
+        self._send()
+        self._receive(now)  # after sending, which may swallow the signal that something came
+        while self._session.outbox:
+            self._send()
+            self._receive(now)
 
     def _open_wanted(self) -> None:
         for connection in self._session.wanted - self._sockets.keys():
