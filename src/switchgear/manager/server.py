@@ -41,6 +41,7 @@ _BATCH: Final = 128  # messages taken from one socket before the other one gets 
 _LAST_BATCHES: Final = 100  # answered after the order to stop
 _QUEUE: Final = 10_000  # messages that may wait for one peer that does not read
 _LINGER_MS: Final = 500  # for the last answers, once the loop has ended
+_POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is called again
 _CLOCK_SLACK: Final = 0.01  # seconds the wall clock may drift before timestamps follow it
 
 
@@ -114,6 +115,7 @@ class Server:
         else:
             # Rounded up: waking a little early would only mean to wait again.
             timeout = max(0, int((deadline - time.monotonic()) * 1000) + 1)
+            timeout = min(timeout, _POLL_MAX_MS)
         return {source for source, _ in self._poller.poll(timeout)}
 
     def _take(self, socket: int, now: float) -> int:
