@@ -7,7 +7,9 @@ value out of its range · 3 no manager answers.
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,8 +24,15 @@ OK, REFUSED, USAGE, NO_MANAGER = 0, 1, 2, 3
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code, see the module."""
     options = _parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may have letters the terminal has not
+            stream.reconfigure(errors="backslashreplace")
     try:
         code: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as `| head` leaves us; Python is not to meet it again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except ManagerUnavailableError as error:
         return _complain(options, error, NO_MANAGER)
     except ConfigError as error:
@@ -100,7 +109,8 @@ def _client(options: argparse.Namespace) -> Client:
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False), flush=True)
+    # In ASCII: JSON leaves what controls a terminal beyond U+001F as it is, and errors may have it.
+    print(json.dumps(value, indent=2), flush=True)
 
 
 def _complain(options: argparse.Namespace, error: BreakerError, code: int) -> int:
