@@ -56,11 +56,11 @@ def fail(message: str = "down") -> None:
 
 
 def trip(breaker: sg.Breaker) -> None:
-    """Have the breaker's calls fail until its circuit is open."""
+    """Have the breaker's calls fail until its circuit opens; a short open_timeout may be over."""
     for _ in range(breaker.stats().config.failure_threshold):
         with pytest.raises(ConnectionError):
             breaker.execute(fail)
-    assert breaker.state is sg.State.OPEN
+    assert breaker.state is not sg.State.CLOSED
 
 
 def half_open(breaker: sg.Breaker) -> None:
