@@ -45,6 +45,10 @@ class Address:
             raise ConfigError(f"an address must be a file path, ipc:///path or /path, got {text!r}")
         if not path.startswith("/") or path.endswith("/") or "\0" in path:
             raise ConfigError(f"an address must be an absolute path of a file, got {text!r}")
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"an address must be a path in UTF-8, got {text!r}") from None
         address = cls(path)
         longest = max(len(os.fsencode(p)) for p in (address.data_path, address.control_path))
         if longest > MAX_PATH_BYTES:
@@ -100,11 +104,18 @@ class Address:
         """Refuse a directory in which somebody else could put a socket of their own.
 
         Raises:
-            ConfigError: It is not a directory, another user's, or writable by others; the message
-                says what to run.
+            ConfigError: It is not a directory, out of our reach, another user's, or writable by
+                others; the message says what to run.
             FileNotFoundError: There is none.
         """
-        found = os.lstat(self.directory)
+        try:
+            found = os.lstat(self.directory)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise ConfigError(
+                f"cannot look at the socket directory {self.directory}: {error.strerror}"
+            ) from error
         if not stat.S_ISDIR(found.st_mode):
             raise ConfigError(f"the socket directory {self.directory} is not a directory")
         if found.st_uid not in (os.geteuid(), 0):
@@ -126,6 +137,8 @@ class Address:
         """
         try:
             os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        except FileExistsError:
+            pass  # what is there is no directory; the check says so
         except OSError as error:
             raise ConfigError(
                 f"cannot create the socket directory {self.directory}: {error.strerror}"

@@ -61,7 +61,7 @@ class Server:
 
     Raises:
         AlreadyRunningError: A manager serves this address.
-        ConfigError: The directory is unfit; see `Address.make_directory`.
+        ConfigError: The directory is unfit, see `Address.make_directory`, or a socket's path is.
     """
 
     def __init__(self, address: Address, until: tuple[int, ...] = ()) -> None:
@@ -187,6 +187,9 @@ class Server:
         mask = os.umask(0o177)
         try:
             socket.bind(f"ipc://{path}")
+        except zmq.ZMQError as error:
+            reason = os.strerror(error.errno or 0)
+            raise ConfigError(f"cannot listen at {path}: {reason}; see what is there") from error
         finally:
             os.umask(mask)
         return socket
