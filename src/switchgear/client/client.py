@@ -39,7 +39,7 @@ from ..wire import (
     Stopping,
 )
 from .breaker import Breaker, error_of
-from .events import Dispatcher, Handler, Handlers
+from .events import Dispatcher, Handler, Handlers, check_handler
 from .link import Link
 
 log = logging.getLogger("switchgear")
@@ -120,6 +120,7 @@ class Client:
 
         Raises:
             ConfigError: The name or a value is out of its range, or both ways are mixed.
+            TypeError: The callback is no function.
         """
         check_name(name)
         if fields:
@@ -128,6 +129,8 @@ class Client:
             config = _config_of(fields)
         elif config is not None and not isinstance(config, CircuitConfig):
             raise ConfigError(f"config must be a CircuitConfig, got {config!r}")
+        if on_state_change is not None:
+            check_handler(on_state_change)
         breaker = Breaker(self, name, config)
         self.declare(name, config)
         if on_state_change is not None:
@@ -204,8 +207,7 @@ class Client:
 
     def on_state_change(self, name: str, handler: Handler) -> Callable[[], None]:
         """See `Breaker.on_state_change`."""
-        if not callable(handler):
-            raise TypeError(f"on_state_change takes a function, got {handler!r}")
+        check_handler(handler)
         remove = self._handlers.add(name, handler)
         link = self.link()
         if link is None or not link.subscribe(self.settings.acquire_timeout):

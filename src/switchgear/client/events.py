@@ -21,6 +21,12 @@ Handler = Callable[[str, State, State], object]
 _QUEUE: Final = 10_000  # events that may wait for callbacks that do not keep up
 
 
+def check_handler(handler: object) -> None:
+    """Refuse, with TypeError, what cannot be called."""
+    if not callable(handler):
+        raise TypeError(f"on_state_change takes a function, got {handler!r}")
+
+
 class Handlers:
     """The callbacks of one client, by circuit. Adding and removing replaces, so reading is safe."""
 
