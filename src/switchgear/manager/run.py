@@ -49,7 +49,7 @@ def serve(
         parent: Our parent's process number: end when it does.
         ready_fd: Where to write READY, or what went wrong.
         log_level: Of the log on standard error.
-        announce: Called with address and pid once the sockets answer.
+        announce: Called with address and pid once the sockets answer, or with error and message.
 
     Returns:
         An exit code: 0 after an orderly stop, 1 if the address is taken, 2 if it is unfit.
@@ -63,6 +63,8 @@ def serve(
         server = Server(place, until)
     except (ConfigError, OSError) as error:
         _tell(ready_fd, str(error).encode())
+        if announce is not None:
+            announce({"error": type(error).__name__, "message": str(error)})
         sys.stderr.write(f"switchgear: {error}\n")
         return 1 if isinstance(error, AlreadyRunningError) else 2
 
