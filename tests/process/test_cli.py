@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import fields
 from datetime import datetime
@@ -20,7 +19,7 @@ import pytest
 
 import switchgear as sg
 
-from .conftest import ACQUIRE_TIMEOUT, PATIENCE, end, ending, eventually, trip, wait_readable
+from .conftest import ACQUIRE_TIMEOUT, PATIENCE, end, ending, eventually, read_line, trip
 
 pytestmark = pytest.mark.process
 
@@ -86,17 +85,8 @@ def serving(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[by
 
 
 def announcement(process: subprocess.Popen[bytes]) -> Any:
-    """The document that `serve --json` prints once it is ready."""
-    assert process.stdout is not None
-    deadline, said = time.monotonic() + PATIENCE, b""
-    while time.monotonic() < deadline:
-        assert wait_readable(process.stdout.fileno()), f"no announcement, only {said!r}"
-        chunk = os.read(process.stdout.fileno(), 4096)
-        assert chunk, f"it ended after {said!r}"
-        said += chunk
-        if said.endswith(b"\n}\n"):
-            return json.loads(said)
-    raise AssertionError(f"no announcement, only {said!r}")
+    """The document that `serve --json` prints once it is ready: one line."""
+    return json.loads(read_line(process))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ..client.client import Client, connect
 from ..errors import BreakerError, ConfigError, ManagerUnavailableError
@@ -69,8 +69,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    announce = (lambda said: _print_json(said)) if options.json else None
-    return run.serve(options.address, announce=announce)
+    def announce(said: Mapping[str, object]) -> None:
+        print(json.dumps(said), flush=True)  # in a line: whoever started us waits for that
+
+    return run.serve(options.address, announce=announce if options.json else None)
 
 
 def _list(options: argparse.Namespace) -> int:

@@ -1,0 +1,54 @@
+"""The documents name tests, settings and names that exist, and leave none out."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import switchgear as sg
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_every_test_that_the_guarantees_name_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", read("docs/guarantees.md")))
+    sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*/*.py"))
+    defined = set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
+    assert len(named) > 20
+    assert named - defined == set()
+
+
+def test_every_guarantee_has_a_line_in_the_readme_and_in_the_guarantees() -> None:
+    promises = [f"G{number}" for number in range(1, 14)]
+    for document in ("README.md", "docs/guarantees.md"):
+        assert re.findall(r"^\| (G\d+) \|", read(document), re.MULTILINE) == promises
+
+
+def test_the_readme_lists_every_setting_with_its_default() -> None:
+    readme = read("README.md")
+    for field in fields(sg.CircuitConfig):
+        row = re.search(rf"^\| `{field.name}` \| (.*?) \|", readme, re.MULTILINE)
+        assert row is not None, field.name
+        default = row[1].removesuffix(" s").strip("`").strip('"')
+        assert default == str(field.default)
+
+
+def test_the_readme_lists_every_error_but_the_roots() -> None:
+    readme = read("README.md")
+    errors = [name for name in sg.__all__ if name.endswith("Error")]
+    missing = [name for name in errors if not re.search(rf"^\| .*`{name}`", readme, re.MULTILINE)]
+    assert missing == ["BreakerError"]
+
+
+def test_the_public_names_are_all_there_and_all_documented() -> None:
+    public = {name for name in vars(sg) if not name.startswith("_")}
+    modules = {name for name in public if type(getattr(sg, name)).__name__ == "module"}
+    assert public - modules == set(sg.__all__)
+    assert sorted(sg.__all__) == sg.__all__
+    for name in sg.__all__:
+        assert getattr(sg, name).__doc__, name
