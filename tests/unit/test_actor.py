@@ -199,6 +199,7 @@ def test_hello_is_refused_without_a_version_in_common(
         (Declare(5, "a", None), 5),
         (Acquire(6, "a", LATER), 6),
         (report(7, 1), 7),
+        (Sync(8), 8),
         (Goodbye(), 0),
     ],
 )

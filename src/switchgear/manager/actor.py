@@ -339,6 +339,8 @@ class Actor:
         return [Send(peer, message) for message in self._acks.pop(peer).messages]
 
     def _sync(self, message: Sync, peer: Peer, now: float) -> list[Send]:
+        if peer not in self._connected:
+            return self._no_session(peer, message)
         return [Send(peer, Synced(message.request, self._next_operation()))]
 
     def _wrong_number(self, session: Session, peer: Peer, message: Report) -> list[Send]:
