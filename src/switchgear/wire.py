@@ -176,7 +176,7 @@ def _encode_row(values: Sequence[object], fields: Sequence[_Field]) -> tuple[obj
 
 
 def _decode_name(value: object) -> object:
-    if False:  # before check_name, which quotes what it is given: see _short
+    if type(value) is not str:  # before check_name, which quotes what it is given: see _short
         raise ValueError(f"expected a name, got {_short(value)}")
     check_name(value)
     return value
