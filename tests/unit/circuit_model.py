@@ -165,12 +165,13 @@ class Life:
 
     def in_a_row(self, outcome: Outcome) -> int:
         """How many of these the current spell ends with so far."""
-        said = [
+        current = self.generation
+        said = (
             ending.report.outcome
-            for ending in self.endings
-            if ending.generation == self.generation and ending.report.outcome is not Outcome.NEUTRAL
-        ]
-        return sum(1 for _ in takewhile(lambda other: other is outcome, reversed(said)))
+            for ending in reversed(self.endings)
+            if ending.generation == current and ending.report.outcome is not Outcome.NEUTRAL
+        )
+        return sum(1 for _ in takewhile(lambda other: other is outcome, said))
 
     def total(self, outcome: Outcome) -> int:
         return sum(1 for ending in self.endings if ending.report.outcome is outcome)
@@ -228,17 +229,15 @@ class Life:
                 self._begin(state, cause, report.at)
 
     def _follows(self, outcome: Outcome) -> Iterator[tuple[State, str]]:
-        enough = {
-            Outcome.SUCCESS: self.in_a_row(Outcome.SUCCESS) >= self.config.success_threshold,
-            Outcome.FAILURE: self.in_a_row(Outcome.FAILURE) >= self.config.failure_threshold,
-        }
         match self.state, outcome:
-            case State.CLOSED, Outcome.FAILURE if enough[Outcome.FAILURE]:
-                yield State.OPEN, "failures"
+            case State.CLOSED, Outcome.FAILURE:
+                if self.in_a_row(Outcome.FAILURE) >= self.config.failure_threshold:
+                    yield State.OPEN, "failures"
             case State.HALF_OPEN, Outcome.FAILURE:
                 yield State.OPEN, "failures"
-            case State.HALF_OPEN, Outcome.SUCCESS if enough[Outcome.SUCCESS]:
-                yield State.CLOSED, "successes"
+            case State.HALF_OPEN, Outcome.SUCCESS:
+                if self.in_a_row(Outcome.SUCCESS) >= self.config.success_threshold:
+                    yield State.CLOSED, "successes"
 
     def _notice(self, at: float) -> None:
         overdue = [n for n, call in self.probes.items() if call.due is not None and call.due <= at]
