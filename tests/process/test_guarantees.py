@@ -18,7 +18,7 @@ import pytest
 
 import switchgear as sg
 from switchgear.address import Address
-from switchgear.client.link import Link
+from switchgear.client.link import Claim, Link
 from switchgear.client.session import Grant
 
 from .conftest import ACQUIRE_TIMEOUT, PATIENCE, eventually, fail, half_open, stopped, trip
@@ -456,7 +456,7 @@ def test_g9_a_call_that_comes_in_the_middle_of_a_turn_is_answered(manager: sg.Ma
     """The caller leaves its request to the thread that is in a turn, which must not forget it."""
     breaker = manager.breaker("service")
     breaker.execute(int)
-    answers: list[object] = []
+    answers: list[Claim | None] = []
     threads: list[threading.Thread] = []
 
     def call_meanwhile(events: object) -> None:
@@ -475,7 +475,7 @@ def test_g9_a_call_that_comes_in_the_middle_of_a_turn_is_answered(manager: sg.Ma
             eventually(lambda number=number: len(threads) == number)
             threads[-1].join(PATIENCE)
             assert len(answers) == number
-        assert all(isinstance(answer, Grant) for answer in answers), answers
+        assert all(claim and isinstance(claim.answer, Grant) for claim in answers), answers
     finally:
         link.close(5.0)
 

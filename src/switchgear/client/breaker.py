@@ -27,11 +27,11 @@ from ..wire import Error, ErrorCode, Rejected
 from .events import Handler
 from .limits import Cancellable, Cancelled, TaskLimit, TimedOut, call_on_thread
 from .permit import Permit
-from .session import Answer, Grant
+from .session import Grant
 
 if TYPE_CHECKING:
     from .client import Client, Settings
-    from .link import Link
+    from .link import Claim
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -221,28 +221,28 @@ class Breaker:
         """
         link = self._client.link()
         if link is None:
-            return self._permit(None, None)
-        timeout = self._client.settings.acquire_timeout
-        return self._permit(link, link.acquire(self.name, timeout))
+            return self._permit(None)
+        return self._permit(link.acquire(self.name, self._client.settings.acquire_timeout))
 
     async def acquire_async(self) -> Permit:
         """The same, without blocking the event loop."""
         link = self._client.link()
         if link is None:
-            return self._permit(None, None)
+            return self._permit(None)
         timeout = self._client.settings.acquire_timeout
-        return self._permit(link, await link.acquire_async(self.name, timeout))
+        return self._permit(await link.acquire_async(self.name, timeout))
 
-    def _permit(self, link: Link | None, answer: Answer) -> Permit:
+    def _permit(self, claim: Claim | None) -> Permit:
+        answer = None if claim is None else claim.answer
         if isinstance(answer, Grant):
-            return Permit(self.name, link, answer)
+            return Permit(self.name, claim)
         if isinstance(answer, Rejected):
             kind = CircuitOpenError if answer.state is State.OPEN else TooManyRequestsError
             raise kind(self.name, answer.state, answer.retry_after, answer.last_error)
         if isinstance(answer, Error) and answer.code is not ErrorCode.DEADLINE_PASSED:
             raise error_of(answer, self.name)
         if self._client.settings.manager_loss == "allow":
-            return Permit(self.name, None, None)
+            return Permit(self.name, None)
         raise ManagerUnavailableError(self._client.address)
 
     def __enter__(self) -> Permit:

@@ -40,7 +40,7 @@ from ..wire import (
     decode,
     encode,
 )
-from .session import DATA, Answer, Grant, Session, Waiter
+from .session import DATA, Answer, Grant, Session
 
 log = logging.getLogger("switchgear")
 
@@ -52,20 +52,86 @@ _POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is cal
 _LINGER_MS: Final = 200  # for what is still on its way when the link closes
 
 
-class ThreadWaiter:
+class Hold:
+    """An answer, and what is owed for it: a permit among them is to be reported, once.
+
+    When nobody has it any more, because a signal handler raised somewhere on the way between the
+    manager's answer and the end of the call, the permit goes back by itself.
+    """
+
+    __slots__ = ("_link", "answer", "name", "reported")
+
+    def __init__(self, link: Link, name: str | None) -> None:
+        self.answer: Answer = None
+        self.name = name  # the circuit, when a permit was asked for
+        self.reported = False
+        self._link = link
+
+    def report(
+        self,
+        outcome: Outcome,
+        duration: float = 0.0,
+        error: str | None = None,
+        settled: Callable[[Verdict], None] | None = None,
+    ) -> None:
+        """See `Claim.report`."""
+        self._link.report(self, outcome, duration, error, settled)
+
+    def __del__(self) -> None:
+        try:
+            if not getattr(self, "reported", True) and isinstance(self.answer, Grant):
+                self.report(Outcome.NEUTRAL)
+        except BaseException:  # a signal handler raised in here, and nobody comes after us
+            self.report(Outcome.NEUTRAL)
+            raise
+
+
+class Claim:
+    """Somebody's request, and the answer to it."""
+
+    __slots__ = ("answered", "hold")
+
+    def __init__(self, link: Link, name: str | None) -> None:
+        self.answered = False
+        self.hold = Hold(link, name)
+
+    @property
+    def answer(self) -> Answer:
+        """What came, once `answered`."""
+        return self.hold.answer
+
+    def report(
+        self,
+        outcome: Outcome,
+        duration: float = 0.0,
+        error: str | None = None,
+        settled: Callable[[Verdict], None] | None = None,
+    ) -> None:
+        """Say how the call ended that the permit was for; see `Session.report`.
+
+        Does not wait. Only the first report counts. Does nothing in a forked child.
+        """
+        self.hold.report(outcome, duration, error, settled)
+
+    def __del__(self) -> None:
+        # A signal that is pending raises as soon as a finalizer is entered, before its first line.
+        # Let it be this one: ours is always entered before that of the hold.
+        pass
+
+
+class ThreadWaiter(Claim):
     """A thread that blocks until it is answered."""
 
-    __slots__ = ("_arrived", "answer", "answered")
+    __slots__ = ("_arrived",)
 
-    def __init__(self) -> None:
-        self.answer: Answer = None
-        self.answered = False
+    def __init__(self, link: Link, name: str | None = None) -> None:
+        super().__init__(link, name)
         self._arrived = threading.Lock()
         self._arrived.acquire()
 
     def complete(self, answer: Answer) -> None:
         if not self.answered:
-            self.answer = answer
+            self.hold.answer = answer
             self.answered = True
             self._arrived.release()
 
@@ -74,20 +140,19 @@ class ThreadWaiter:
         self._arrived.acquire(timeout=max(0.0, timeout))
 
 
-class TaskWaiter:
+class TaskWaiter(Claim):
     """An asyncio task that awaits its answer."""
 
-    __slots__ = ("_loop", "answer", "answered", "arrived")
+    __slots__ = ("_loop", "arrived")
 
-    def __init__(self) -> None:
-        self.answer: Answer = None
-        self.answered = False
+    def __init__(self, link: Link, name: str) -> None:
+        super().__init__(link, name)
         self._loop = asyncio.get_running_loop()
         self.arrived: asyncio.Future[None] = self._loop.create_future()
 
     def complete(self, answer: Answer) -> None:
         if not self.answered:
-            self.answer = answer
+            self.hold.answer = answer
             self.answered = True
             with contextlib.suppress(RuntimeError):  # the loop is closed, and its tasks are gone
                 self._loop.call_soon_threadsafe(self.wake)
@@ -161,33 +226,35 @@ class Link:
 
     # -- what callers do ---------------------------------------------------------------------------
 
-    def acquire(self, name: str, timeout: float) -> Answer:
-        """Ask for a permit and wait for the answer, at most `timeout` seconds; None: no manager."""
+    def acquire(self, name: str, timeout: float) -> Claim | None:
+        """Ask for a permit and wait for the answer, at most `timeout` seconds; None: it passed."""
         now = time.monotonic()
-        waiter = ThreadWaiter()
-        return self._wait_for(
-            waiter, now + timeout, name, self._session.acquire, waiter, name, now + timeout, now
+        waiter = ThreadWaiter(self, name)
+        in_time = self._wait_for(
+            waiter, now + timeout, self._session.acquire, waiter, name, now + timeout, now
         )
+        return waiter if in_time else None
 
-    async def acquire_async(self, name: str, timeout: float) -> Answer:
+    async def acquire_async(self, name: str, timeout: float) -> Claim | None:
         """The same for a task: the event loop goes on meanwhile."""
         now = time.monotonic()
-        waiter = TaskWaiter()
-        return await self._await(
-            waiter, timeout, name, self._session.acquire, waiter, name, now + timeout, now
+        waiter = TaskWaiter(self, name)
+        in_time = await self._await(
+            waiter, timeout, self._session.acquire, waiter, name, now + timeout, now
         )
+        return waiter if in_time else None
 
     def report(
         self,
-        name: str,
-        grant: Grant,
+        hold: Hold,
         outcome: Outcome,
-        duration: float,
-        error: str | None,
-        settled: Callable[[Verdict], None] | None,
+        duration: float = 0.0,
+        error: str | None = None,
+        settled: Callable[[Verdict], None] | None = None,
     ) -> None:
-        """Say how a call ended; see `Session.report`. Does not wait."""
-        self._post(self._session.report, name, grant, outcome, duration, error, settled)
+        """See `Claim.report`."""
+        if self.pid == os.getpid():
+            self._post(self._report, hold, outcome, duration, error, settled)
 
     def declare(self, name: str, config: object) -> None:
         """See `Session.declare`. Does not wait."""
@@ -197,23 +264,22 @@ class Link:
         self, build: Callable[[int], Message], timeout: float, circuits: tuple[str, ...] = ()
     ) -> Answer:
         """Ask on the control connection; see `Session.ask`. None: no manager answered in time."""
-        waiter = ThreadWaiter()
+        waiter = ThreadWaiter(self)
         deadline = time.monotonic() + timeout
-        return self._wait_for(waiter, deadline, None, self._session.ask, waiter, build, circuits)
+        self._wait_for(waiter, deadline, self._session.ask, waiter, build, circuits)
+        return waiter.answer
 
     def subscribe(self, timeout: float) -> bool:
         """Have events collected; False: no manager answered in time, it will happen later."""
-        waiter = ThreadWaiter()
+        waiter = ThreadWaiter(self)
         deadline = time.monotonic() + timeout
-        self._wait_for(waiter, deadline, None, self._session.subscribe, waiter)
-        return waiter.answered
+        return self._wait_for(waiter, deadline, self._session.subscribe, waiter)
 
     def flush(self, timeout: float) -> bool:
         """Wait until the manager has taken in all that was reported; False: it did not, in time."""
-        waiter = ThreadWaiter()
+        waiter = ThreadWaiter(self)
         deadline = time.monotonic() + timeout
-        self._wait_for(waiter, deadline, None, self._session.flush, waiter)
-        return waiter.answered
+        return self._wait_for(waiter, deadline, self._session.flush, waiter)
 
     def close(self, timeout: float) -> bool:
         """Flush, take leave of the manager, end the thread. False: not everything was flushed.
@@ -239,37 +305,24 @@ class Link:
     # -- waiting -----------------------------------------------------------------------------------
 
     def _wait_for(
-        self,
-        waiter: ThreadWaiter,
-        deadline: float,
-        name: str | None,
-        command: Callable[..., None],
-        *args: object,
-    ) -> Answer:
-        timed_out = False
+        self, waiter: ThreadWaiter, deadline: float, command: Callable[..., None], *args: object
+    ) -> bool:
+        """Post a command and wait for its answer; False: it was given up."""
         try:
             self._post(command, *args)
             if not waiter.answered:
                 self._wait(waiter, deadline)
-            timed_out = not waiter.answered
-            if timed_out:
-                return None
-            return waiter.answer
         except BaseException:
-            self._post(self._abandon, waiter, name, False)
+            self._post(self._abandon, waiter, False)
             raise
-        finally:
-            if timed_out:
-                self._post(self._abandon, waiter, name, True)
+        if waiter.answered:
+            return True
+        self._post(self._abandon, waiter, True)
+        return False
 
     async def _await(
-        self,
-        waiter: TaskWaiter,
-        timeout: float,
-        name: str,
-        command: Callable[..., None],
-        *args: object,
-    ) -> Answer:
+        self, waiter: TaskWaiter, timeout: float, command: Callable[..., None], *args: object
+    ) -> bool:
         timer = asyncio.get_running_loop().call_later(timeout, waiter.wake)
         try:
             self._post(command, *args)
@@ -277,20 +330,14 @@ class Link:
                 self._wake.set()
             await waiter.arrived
         except BaseException:
-            self._post(self._abandon, waiter, name, False)
+            self._post(self._abandon, waiter, False)
             raise
         finally:
             timer.cancel()
         if waiter.answered:
-            return waiter.answer
-        self._post(self._abandon, waiter, name, True)
-        return None
-
-    def _abandon(self, waiter: Waiter, name: str | None, timed_out: bool) -> None:
-        if not waiter.answered:
-            self._session.abandon(waiter, timed_out=timed_out)
-        elif isinstance(waiter.answer, Grant) and name is not None:
-            self._session.report(name, waiter.answer, Outcome.NEUTRAL)
+            return True
+        self._post(self._abandon, waiter, True)
+        return False
 
     def _wait(self, waiter: ThreadWaiter, deadline: float) -> None:
         me = threading.get_ident()
@@ -391,8 +438,10 @@ class Link:
                 self._interrupted = False
                 self._session.resume(now)
             while self._inbox:
-                command, args = self._inbox.popleft()
+                # Done first and taken out then: what was interrupted half-way is done again.
+                command, args = self._inbox[0]
                 command(*args)
+                del self._inbox[0]
             if self._closed:
                 self._session.hang_up()
             else:
@@ -404,6 +453,25 @@ class Link:
             self._wake.set()
             raise
         self._turning = None
+
+    def _report(
+        self,
+        hold: Hold,
+        outcome: Outcome,
+        duration: float = 0.0,
+        error: str | None = None,
+        settled: Callable[[Verdict], None] | None = None,
+    ) -> None:
+        if not hold.reported and isinstance(hold.answer, Grant):
+            assert hold.name is not None
+            self._session.report(hold.name, hold.answer, outcome, duration, error, settled)
+            hold.reported = True
+
+    def _abandon(self, waiter: ThreadWaiter | TaskWaiter, timed_out: bool) -> None:
+        if not waiter.answered:
+            self._session.abandon(waiter, timed_out=timed_out)
+        else:
+            self._report(waiter.hold, Outcome.NEUTRAL)
 
     def _exchange(self, now: float) -> None:
         self._open_wanted()
@@ -483,6 +551,12 @@ class Link:
             while session.answers:
                 waiter, answer = session.answers[0]
                 waiter.complete(answer)
+                if isinstance(answer, Grant) and answer != waiter.answer:
+                    # It asked twice, because a turn was interrupted; the second permit goes back.
+                    assert isinstance(waiter, Claim)
+                    assert waiter.hold.name is not None
+                    session.report(waiter.hold.name, answer, Outcome.NEUTRAL)
+                    self._wake.set()  # for a turn that sends it
                 del session.answers[0]
             if self._watching not in (None, threading.get_ident()):
                 self._nudge.set()  # it may have been its answer, and it waits for the socket

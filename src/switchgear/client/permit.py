@@ -14,7 +14,7 @@ from ..wire import MAX_ERROR_CHARACTERS
 from .session import Grant
 
 if TYPE_CHECKING:
-    from .link import Link
+    from .link import Claim
 
 
 def outcome_of(error: BaseException | None) -> Outcome:
@@ -41,20 +41,21 @@ class Permit:
             waits for that.
     """
 
-    __slots__ = ("_ended", "_grant", "_link", "_started", "name", "verdict")
+    __slots__ = ("_claim", "_ended", "_pid", "_started", "name", "verdict")
 
-    def __init__(self, name: str, link: Link | None, grant: Grant | None) -> None:
+    def __init__(self, name: str, claim: Claim | None) -> None:
         self.name = name
         self.verdict: Verdict | None = None
-        self._link = link  # None: the call runs unprotected, and nobody is told
-        self._grant = grant
-        self._ended = False
+        self._claim = claim  # None: the call runs unprotected, and nobody is told
+        self._pid = os.getpid()
         self._started = time.perf_counter()
+        self._ended = False  # the last one: without it there is nothing to end
 
     @property
     def operation(self) -> int | None:
         """See the class."""
-        return None if self._grant is None else self._grant.permit
+        grant = None if self._claim is None else self._claim.answer
+        return grant.permit if isinstance(grant, Grant) else None
 
     def success(self) -> None:
         """The call returned.
@@ -101,12 +102,12 @@ class Permit:
                 f"process {os.getpid()} cannot end it"
             )
         self._ended = True
-        if self._link is not None and self._grant is not None:
+        if self._claim is not None:
             duration = time.perf_counter() - self._started
-            self._link.report(self.name, self._grant, outcome, duration, error, self._settled)
+            self._claim.report(outcome, duration, error, self._settled)
 
     def _is_ours(self) -> bool:
-        return self._link is None or self._link.pid == os.getpid()
+        return self._pid == os.getpid()
 
     def _settled(self, verdict: Verdict) -> None:
         self.verdict = verdict
@@ -134,7 +135,7 @@ class Permit:
         self.end(error)
 
     def __del__(self) -> None:
-        if not self._ended and self._link is not None and self._is_ours():
+        if not getattr(self, "_ended", True) and self._claim is not None and self._is_ours():
             self._end(Outcome.NEUTRAL)
             warnings.warn(
                 f"a permit for circuit {self.name!r} was dropped without success(), failure() or "

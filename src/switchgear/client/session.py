@@ -4,6 +4,9 @@ Commands of callers and messages of the manager go in, with the time; what is to
 be answered and which events came are collected in `outbox`, `answers` and `events`. No socket, no
 clock, no thread, no random source.
 
+A signal handler may raise out of any call in here. Whatever was half-way is then done again, from
+the command or after `resume`; so a thing is put where it goes before it is taken from where it was.
+
 What it guarantees: reports reach the manager in order and are taken in once, whatever breaks in
 between, because they are numbered and kept until acknowledged; a request is answered at most once;
 a permit that nobody waited for any more goes back; and what is asked on the control socket comes
@@ -257,16 +260,19 @@ class Session:
             timed_out: It waited in vain: `lost` until the manager is heard again.
         """
         self._held = [asked for asked in self._held if asked.waiter is not waiter]
-        number = self._numbers.pop(waiter, 0)
-        asked = self._asked.pop(number, None)
-        if asked is not None and asked.connection == DATA:
-            (self._abandoned[number],) = asked.circuits
-            self.lost |= timed_out
+        number = self._numbers.get(waiter, 0)
+        asked = self._asked.get(number)
+        if asked is not None:
+            if asked.connection == DATA:
+                (self._abandoned[number],) = asked.circuits
+                self.lost |= timed_out
+            del self._asked[number]
+            del self._numbers[waiter]
 
     def resume(self, now: float) -> None:
         """Greet again, to have whatever is unanswered sent again; nothing will happen twice."""
         for connection, line in enumerate(self._lines):
-            if line.phase is _Phase.READY:
+            if line.phase in (_Phase.GREETING, _Phase.READY):
                 self._greet(connection, now)
 
     def goodbye(self) -> None:
@@ -426,9 +432,10 @@ class Session:
         if message.request in self._asked:
             self._answer(message.request, grant)
         else:
-            name = self._abandoned.pop(message.request, None)
+            name = self._abandoned.get(message.request)
             if name is not None:
                 self.report(name, grant, Outcome.NEUTRAL)
+                del self._abandoned[message.request]
 
     def _acknowledge(self, number: int, verdict: Verdict | None) -> None:
         """Take reports up to a number off the queue; the verdict is on the last of them."""
@@ -438,8 +445,8 @@ class Session:
         self._pass_barrier()
 
     def _settle(self, verdict: Verdict | None) -> None:
+        self._settled += 1  # first: a signal handler may raise after the other
         entry = self._reports.popleft()
-        self._settled += 1
         if entry.settled is not None and verdict is not None:
             entry.settled(verdict)
 
