@@ -1,0 +1,160 @@
+"""A signal handler that raises interrupts a caller anywhere; nothing is lost by that."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Final
+
+import pytest
+
+import switchgear as sg
+
+from .conftest import eventually
+
+pytestmark = [
+    pytest.mark.process,
+    # A permit that was interrupted between being granted and being held goes back with one.
+    pytest.mark.filterwarnings("ignore:a permit for circuit:ResourceWarning"),
+    pytest.mark.timeout(method="thread"),  # the other method wants SIGALRM for itself
+]
+
+INTERVAL: Final = 0.002  # seconds between two signals
+DURATION: Final = 3.0  # seconds of calls under them
+
+
+class Interrupted(Exception):
+    """What the handler raises."""
+
+
+class Train:
+    """Signals that come every INTERVAL and raise in the main thread, while they are armed."""
+
+    def __init__(self) -> None:
+        self.hits = 0
+        self.armed = False
+
+    def arrive(self, number: int, frame: FrameType | None) -> None:
+        if self.armed:
+            self.hits += 1
+            raise Interrupted
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
+    train = Train()
+    # It raises in finalizers too, where nobody can catch it.
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    previous = signal.signal(signal.SIGALRM, train.arrive)
+    signal.setitimer(signal.ITIMER_REAL, INTERVAL, INTERVAL)
+    try:
+        yield train
+    finally:
+        train.armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def call_until(breaker: sg.Breaker, train: Train, deadline: float) -> tuple[int, int, int]:
+    """Calls begun, calls whose function ran to its end, calls that returned."""
+    ran = [0]
+    begun = returned = 0
+
+    def work() -> None:
+        ran[0] += 1
+
+    while time.monotonic() < deadline:
+        try:
+            train.armed = True
+            begun += 1
+            breaker.execute(work)
+            returned += 1
+        except Interrupted:  # noqa: PERF203
+            pass
+        finally:
+            train.armed = False
+    return begun, ran[0], returned
+
+
+def test_no_permit_leaks_and_no_call_is_lost_under_a_train_of_signals(
+    manager: sg.Manager, train: Train
+) -> None:
+    # So high that the failures by interrupted calls cannot open it.
+    breaker = manager.breaker("service", consistency="strict", failure_threshold=1_000_000)
+    assert breaker.stats().total_requests == 0  # and the connection is there
+    begun, ran, returned = call_until(breaker, train, time.monotonic() + DURATION)
+    assert train.hits > 100
+    assert returned > 100
+    eventually(lambda: breaker.stats().in_flight == 0)
+    stats = breaker.stats()
+    # A call that was interrupted after its function may count as a success or as none.
+    assert returned <= stats.total_successes <= ran
+    assert stats.total_requests <= begun
+    ended = stats.total_successes + stats.total_failures + stats.total_neutral
+    assert returned <= ended <= begun
+    assert stats.total_rejected == 0
+    for _ in range(100):
+        breaker.execute(int)
+    assert breaker.stats().total_successes == stats.total_successes + 100
+
+
+def test_no_probe_leaks_under_a_train_of_signals(manager: sg.Manager, train: Train) -> None:
+    breaker = manager.breaker(
+        "service",
+        failure_threshold=1,
+        success_threshold=1_000_000,
+        open_timeout=0.001,
+        lost_permit="ignore",
+    )
+    with pytest.raises(ConnectionError), breaker:
+        raise ConnectionError
+    eventually(lambda: breaker.state is sg.State.HALF_OPEN)
+    deadline = time.monotonic() + DURATION
+    admitted = 0
+    while time.monotonic() < deadline:
+        try:
+            train.armed = True
+            breaker.acquire().success()
+            admitted += 1
+        except (Interrupted, sg.TooManyRequestsError):  # noqa: PERF203
+            pass
+        finally:
+            train.armed = False
+    assert admitted > 100
+    eventually(lambda: breaker.stats().in_flight == 0)
+    assert breaker.metrics().permits_lost == 0
+
+
+def test_the_calls_of_other_threads_are_undisturbed(manager: sg.Manager, train: Train) -> None:
+    breaker = manager.breaker("service", consistency="strict", failure_threshold=1_000_000)
+    other = manager.breaker("other", consistency="strict")
+    errors: list[BaseException] = []
+    counts: list[int] = []
+    over = threading.Event()
+
+    def work() -> None:
+        calls = 0
+        try:
+            while not over.is_set():
+                other.execute(int)
+                calls += 1
+        except BaseException as error:
+            errors.append(error)
+        counts.append(calls)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    call_until(breaker, train, time.monotonic() + DURATION)
+    over.set()
+    for thread in threads:
+        thread.join(20.0)
+        assert not thread.is_alive()
+    assert errors == []
+    stats = other.stats()
+    assert (stats.total_successes, stats.total_failures, stats.in_flight) == (sum(counts), 0, 0)
+    eventually(lambda: breaker.stats().in_flight == 0)
