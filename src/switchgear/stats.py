@@ -138,5 +138,5 @@ class LatencyWindow:
 
 def _nearest_rank(ordered: list[float], percent: int) -> float:
     """The smallest value that at least `percent` % of the sorted, non-empty list do not exceed."""
-    # Whole numbers on purpose: 0.95 * 20 is not 19 in floating point.
+    # In whole numbers, which have no rounding to think about.
     return ordered[-(-percent * len(ordered) // 100) - 1]

@@ -455,8 +455,8 @@ import os, signal, sys
 import switchgear as sg
 with sg.Manager(acquire_timeout=5.0) as manager:
     breaker = manager.breaker("service")
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         os.read(0, 1)
     except KeyboardInterrupt:
         breaker.execute(int)
