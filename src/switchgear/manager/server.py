@@ -12,6 +12,7 @@ import logging
 import operator
 import os
 import resource
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -74,9 +75,13 @@ class Server:
         self._sockets = (self._bind(address.data_path), self._bind(address.control_path))
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._ends = {self._wakeup_read, *until}
-        self._poller = zmq.Poller()
-        for source in (*self._sockets, *self._ends):
-            self._poller.register(source, zmq.POLLIN)
+        self._descriptors = {int(socket.fd): n for n, socket in enumerate(self._sockets)}
+        # The sockets that may hold a message, whatever their descriptors say: those signal once,
+        # and a send may take the signal.
+        self._unread = {DATA, CONTROL}
+        self._poll = select.poll()  # and not zmq.Poller, which asks each socket several times over
+        for fd in (*self._descriptors, *self._ends):
+            self._poll.register(fd, select.POLLIN)
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Run until a signal, a Shutdown message or a descriptor of `until` says to end.
@@ -98,25 +103,29 @@ class Server:
         log.info("manager %d has stopped", os.getpid())
 
     def _turn(self) -> None:
-        ready = self._wait()
+        self._wait()
         now = time.monotonic()
         self._send(self._actor.tick(now), now)
-        if not self._ends.isdisjoint(ready):
-            self._actor.stopping = True
-        else:
-            for socket in (CONTROL, DATA):  # control first: an operator gets an answer under load
-                if self._sockets[socket] in ready:
-                    self._take(socket, now)
+        for socket in (CONTROL, DATA):  # control first: an operator gets an answer under load
+            if socket in self._unread:
+                self._take(socket, now)
 
-    def _wait(self) -> set[object]:
+    def _wait(self) -> None:
+        """Until something has arrived, a deadline has come, or it is time to end."""
         deadline = self._actor.next_deadline
-        if deadline is None:
+        if self._unread:
+            timeout = 0
+        elif deadline is None:
             timeout = None
         else:
             # Rounded up: waking a little early would only mean to wait again.
             timeout = max(0, int((deadline - time.monotonic()) * 1000) + 1)
             timeout = min(timeout, _POLL_MAX_MS)
-        return {source for source, _ in self._poller.poll(timeout)}
+        for fd, _ in self._poll.poll(timeout):
+            if fd in self._ends:
+                self._actor.stopping = True
+            else:
+                self._unread.add(self._descriptors[fd])
 
     def _take(self, socket: int, now: float) -> int:
         """Answer what has arrived on one socket, in order, up to a limit; say how many it was."""
@@ -124,13 +133,15 @@ class Server:
         if socket == CONTROL:
             self._correct_clock(now)
         count = 0
-        with contextlib.suppress(zmq.Again):
+        try:
             while count < _BATCH:
                 address, *frames = receive_frames(source)
                 count += 1
                 peer = Peer(socket, address)
                 for frame in frames[:MAX_FRAMES]:
                     self._send(self._handle(peer, frame, now), now)
+        except zmq.Again:
+            self._unread.discard(socket)
         return count
 
     def _handle(self, peer: Peer, frame: bytes, now: float) -> list[Send]:
@@ -154,6 +165,7 @@ class Server:
     def _try_send(self, peer: Peer, batch: list[Send]) -> int | None:
         """Send one ZeroMQ message; an error number says the peer is gone, or does not read."""
         frames = [peer.address, *(encode(send.message) for send in batch)]
+        self._unread.add(peer.socket)
         try:
             send_frames(self._sockets[peer.socket], frames)
         except zmq.ZMQError as error:
