@@ -269,6 +269,11 @@ class Circuit:
         self.config = config
         return changed
 
+    @property
+    def changed(self) -> bool:
+        """There are transitions to be taken."""
+        return bool(self._transitions)
+
     def take_transitions(self) -> list[Transition]:
         """Hand over the transitions since the last time, oldest first."""
         taken, self._transitions = self._transitions, []

@@ -12,6 +12,7 @@ manager's monotonic clock (`deadline`, `clock`) or Unix time (`..._at`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime, timedelta, timezone
 from enum import IntEnum
@@ -175,10 +176,14 @@ def _encode_row(values: Sequence[object], fields: Sequence[_Field]) -> tuple[obj
     )
 
 
+# The same few names come with every message; a refused one is not remembered.
+_check_name: Final = functools.lru_cache(maxsize=16_384)(check_name)
+
+
 def _decode_name(value: object) -> object:
     if type(value) is not str:  # before check_name, which quotes what it is given: see _short
         raise ValueError(f"expected a name, got {_short(value)}")
-    check_name(value)
+    _check_name(value)
     return value
 
 

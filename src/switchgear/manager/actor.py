@@ -83,13 +83,12 @@ class Send(NamedTuple):
 class Session:
     """One client process, as long as it lives: it may come back on another connection."""
 
-    __slots__ = ("granted", "peer", "permits", "pid", "reports")
+    __slots__ = ("granted", "peer", "pid", "reports")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.peer: Peer | None = None  # where it was heard last
         self.reports = 0  # the number of the last one taken in
-        self.permits: dict[int, _Held] = {}
         self.granted: dict[int, Granted] = {}  # what is out, by the request that asked for it
 
 
@@ -211,11 +210,10 @@ class Actor:
         assert self._permits == {
             number: held
             for session in self._sessions.values()
-            for number, held in session.permits.items()
+            for number, held in self._held_by(session).items()
         }
         for peer, session in self._connected.items():
             assert session.peer == peer
-            assert len(session.granted) == len(session.permits)
         for circuit in self._circuits.values():
             circuit.check()
             deadline = circuit.next_deadline
@@ -251,7 +249,7 @@ class Actor:
         self._disconnect(peer)
         self._sessions = {t: s for t, s in self._sessions.items() if s is not session}
         sends: list[Send] = []
-        for held in list(session.permits.values()):
+        for held in self._held_by(session).values():
             sends += self._give_back(held, now)
         return sends
 
@@ -295,8 +293,7 @@ class Actor:
             deadline = to_micros(permit.deadline)
             self._arm(circuit)
         granted = Granted(message.request, operation, permit.generation, deadline)
-        held = _Held(session, circuit, permit, message.request)
-        session.permits[operation] = self._permits[operation] = held
+        self._permits[operation] = _Held(session, circuit, permit, message.request)
         session.granted[message.request] = granted
         return [Send(peer, granted)]
 
@@ -325,6 +322,8 @@ class Actor:
         operation = self._next_operation()
         verdict = held.circuit.report(held.permit, message.outcome, now, duration, message.error)
         acks = self._acknowledge(peer, message, operation, verdict, now)
+        if held.permit.deadline is None and not held.circuit.changed:
+            return acks  # mostly: no probe came back, and nothing moved
         return [*acks, *self._follow(held.circuit, operation)]
 
     def _acknowledge(
@@ -356,9 +355,12 @@ class Actor:
         held.circuit.report(held.permit, Outcome.NEUTRAL, now)
         return self._follow(held.circuit, self._next_operation())
 
+    def _held_by(self, session: Session) -> dict[int, _Held]:
+        numbers = [granted.operation for granted in session.granted.values()]
+        return {number: self._permits[number] for number in numbers}
+
     def _take_back(self, held: _Held) -> None:
         del self._permits[held.permit.id]
-        del held.session.permits[held.permit.id]
         del held.session.granted[held.request]
 
     # -- what programs and people ask --------------------------------------------------------------

@@ -154,6 +154,8 @@ class Server:
 
     def _send(self, sends: list[Send], now: float) -> None:
         """Send all; what goes to one peer in a row goes as one ZeroMQ message."""
+        if not sends:
+            return
         for peer, group in itertools.groupby(sends, key=_peer_of):
             batch = list(group)
             failed = self._try_send(peer, batch)
