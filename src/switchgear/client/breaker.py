@@ -30,8 +30,8 @@ from .permit import Permit
 from .session import Grant
 
 if TYPE_CHECKING:
+    from .claim import Claim
     from .client import Client, Settings
-    from .link import Claim
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -14,7 +14,7 @@ from ..wire import MAX_ERROR_CHARACTERS
 from .session import Grant
 
 if TYPE_CHECKING:
-    from .link import Claim
+    from .claim import Claim
 
 
 def outcome_of(error: BaseException | None) -> Outcome:
