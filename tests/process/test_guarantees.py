@@ -186,6 +186,7 @@ def test_g2_a_success_between_them_starts_the_count_again(manager: sg.Manager) -
         assert breaker.state is sg.State.CLOSED
         with pytest.raises(ConnectionError):
             other.execute(fail)
+        assert other.state is sg.State.OPEN  # asked after its own failure, which counts first
         assert breaker.state is sg.State.OPEN
 
 

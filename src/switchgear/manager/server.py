@@ -39,7 +39,8 @@ from .actor import CONTROL, DATA, Actor, Peer, Send
 log = logging.getLogger("switchgear.manager")
 
 _BATCH: Final = 128  # messages taken from one socket before the other one gets a look
-_LAST_BATCHES: Final = 100  # answered after the order to stop
+_LAST_SECONDS: Final = 1.0  # for what comes after the order to stop
+_QUIET_MS: Final = 50  # without a message, and there is none left that came before it
 _QUEUE: Final = 10_000  # messages that may wait for one peer that does not read
 _LINGER_MS: Final = 500  # for the last answers, once the loop has ended
 _POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is called again
@@ -97,7 +98,7 @@ class Server:
         try:
             while not self._actor.stopping:
                 self._turn()
-            self._drain(time.monotonic())
+            self._drain()
         finally:
             self._close()
         log.info("manager %d has stopped", os.getpid())
@@ -177,10 +178,18 @@ class Server:
             return error.errno
         return None
 
-    def _drain(self, now: float) -> None:
-        """Answer what was sent before the stop; a limit keeps a busy client from delaying it."""
-        for _ in range(_LAST_BATCHES):
-            if not self._take(CONTROL, now) + self._take(DATA, now):
+    def _drain(self) -> None:
+        """Answer what was sent before the stop.
+
+        It may still be on its way through ZeroMQ's own thread, so the end is when nothing has come
+        for a moment; a limit keeps busy clients from delaying it.
+        """
+        arrival = select.poll()
+        for fd in self._descriptors:
+            arrival.register(fd, select.POLLIN)
+        limit = time.monotonic() + _LAST_SECONDS
+        while (now := time.monotonic()) < limit:
+            if not self._take(CONTROL, now) + self._take(DATA, now) and not arrival.poll(_QUIET_MS):
                 break
         self._send(self._actor.last_words(), now)
 
