@@ -45,7 +45,7 @@ from .session import DATA, Answer, Grant, Session
 
 log = logging.getLogger("switchgear")
 
-_NAP_MS: Final = 2  # how long the I/O thread leaves the sockets to busy callers
+_NAP_MS: Final = 4  # how long the I/O thread leaves the sockets to busy callers
 _QUEUE: Final = 100_000  # messages that may wait for a manager that does not read
 _RECONNECT_MS: Final = 10  # the first try; then twice as long each time, up to
 _RECONNECT_MAX_MS: Final = 200
@@ -273,10 +273,11 @@ class Link:
                 watched.add(fd)
             if self._napping:
                 wake.poll(_NAP_MS)
-            else:
-                everything.poll()
+            arrived = everything.poll(0 if self._napping else None)
             woken = self._wake.clear()
             self._napping = not woken and (self._watched != before or self._watching is not None)
+            if not arrived:
+                continue  # busy callers have seen to everything
             try:
                 self._drive()
             except Exception:
