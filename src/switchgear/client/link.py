@@ -238,14 +238,7 @@ class Link:
                 waiter.wait(deadline - time.monotonic())
                 return
             self._watching = me
-            while not waiter.answered:
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    return
-                for fd, _ in self._watcher.poll(min(remaining * 1000, _POLL_MAX_MS)):
-                    if fd == self._nudge.fileno():
-                        self._nudge.clear()
-                self._drive()
+            self._watch_until(waiter, deadline)
         finally:
             # A signal handler may have raised right after the acquire() or may raise after any
             # call, so the release comes first of all calls, and the lock knows whether it is due.
@@ -258,6 +251,18 @@ class Link:
                 pass
             if self._session.waiting:
                 self._wake.set()  # others wait, and nobody watches for them now
+
+    def _watch_until(self, waiter: ThreadWaiter, deadline: float) -> None:
+        # A function of its own: since Python 3.12 a signal handler that raises at the end of a loop
+        # does so outside the `try` that the loop is in.
+        while not waiter.answered:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return
+            for fd, _ in self._watcher.poll(min(remaining * 1000, _POLL_MAX_MS)):
+                if fd == self._nudge.fileno():
+                    self._nudge.clear()
+            self._drive()
 
     def _run(self) -> None:
         """The I/O thread: watch the sockets, but leave them alone while callers are busy."""
@@ -328,11 +333,7 @@ class Link:
             if self._interrupted:
                 self._interrupted = False
                 self._session.resume(now)
-            while self._inbox:
-                # Done first and taken out then: what was interrupted half-way is done again.
-                command, args = self._inbox[0]
-                command(*args)
-                del self._inbox[0]
+            self._do_what_was_posted()
             if self._closed:
                 self._session.hang_up()
             else:
@@ -344,6 +345,13 @@ class Link:
             self._wake.set()
             raise
         self._turning = None
+
+    def _do_what_was_posted(self) -> None:
+        while self._inbox:
+            # Done first and taken out then: what was interrupted half-way is done again.
+            command, args = self._inbox[0]
+            command(*args)
+            del self._inbox[0]
 
     def _report(
         self,
