@@ -155,12 +155,15 @@ def run_script(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def start_script(text: str, *arguments: str) -> subprocess.Popen[bytes]:
     """Start a Python script in a process of its own, with pipes to and from it."""
     return subprocess.Popen(
-        [sys.executable, "-c", text, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", text, *arguments],
+        bufsize=0,  # for read_line
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
 
 
 def read_line(process: subprocess.Popen[bytes]) -> str:
-    """The next line a script prints."""
+    """The next line a process prints. Its pipe must be unbuffered."""
     assert process.stdout is not None
     assert wait_readable(process.stdout.fileno()), "the script printed nothing"
     return process.stdout.readline().decode().strip()

@@ -178,8 +178,9 @@ def test_g2_a_success_between_them_starts_the_count_again(manager: sg.Manager) -
         for _ in range(2):
             with pytest.raises(ConnectionError):
                 breaker.execute(fail)
+        assert breaker.stats().consecutive_failures == 2  # and so they are in
         other.execute(int)
-        other.stats()  # its success is in
+        assert other.stats().consecutive_successes == 1
         for _ in range(2):
             with pytest.raises(ConnectionError):
                 breaker.execute(fail)
