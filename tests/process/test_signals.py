@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
 
@@ -59,6 +59,19 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Iterator[Train]:
         signal.signal(signal.SIGALRM, previous)
 
 
+def ends(train: Train, call: Callable[[], object]) -> bool:
+    """Make the call with the train armed, and say whether it came to its end."""
+    try:
+        try:
+            train.armed = True
+            call()
+        finally:
+            train.armed = False
+    except (Interrupted, sg.TooManyRequestsError):
+        return False
+    return True
+
+
 def call_until(breaker: sg.Breaker, train: Train, deadline: float) -> tuple[int, int, int]:
     """Calls begun, calls whose function ran to its end, calls that returned."""
     ran = [0]
@@ -68,15 +81,8 @@ def call_until(breaker: sg.Breaker, train: Train, deadline: float) -> tuple[int,
         ran[0] += 1
 
     while time.monotonic() < deadline:
-        try:
-            train.armed = True
-            begun += 1
-            breaker.execute(work)
-            returned += 1
-        except Interrupted:  # noqa: PERF203
-            pass
-        finally:
-            train.armed = False
+        begun += 1
+        returned += ends(train, lambda: breaker.execute(work))
     return begun, ran[0], returned
 
 
@@ -116,14 +122,7 @@ def test_no_probe_leaks_under_a_train_of_signals(manager: sg.Manager, train: Tra
     deadline = time.monotonic() + DURATION
     admitted = 0
     while time.monotonic() < deadline:
-        try:
-            train.armed = True
-            breaker.acquire().success()
-            admitted += 1
-        except (Interrupted, sg.TooManyRequestsError):  # noqa: PERF203
-            pass
-        finally:
-            train.armed = False
+        admitted += ends(train, lambda: breaker.acquire().success())
     assert admitted > 100
     eventually(lambda: breaker.stats().in_flight == 0)
     assert breaker.metrics().permits_lost == 0
