@@ -424,15 +424,17 @@ class Link:
 
     def _send(self) -> None:
         """Send what is due; what goes the same way goes together."""
-        outbox = self._session.outbox
-        if not outbox:
+        if not self._session.outbox:
             return
+        # Taken out first and sent then: what a signal handler loses on the way is asked for again
+        # after the next Welcome, but a request that is sent late, after it was answered and its
+        # permit reported, would get a permit that nobody waits for.
+        outbox, self._session.outbox = self._session.outbox, []
         for connection in self._sockets:
             frames = [encode(message) for to, message in outbox if to == connection]
             if frames and not self._try_send(connection, frames):
                 self._online[connection] = False
                 self._session.disconnected(connection)
-        outbox.clear()
 
     def _try_send(self, connection: int, frames: list[bytes]) -> bool:
         """False: not connected, or the manager does not read. The session keeps what matters."""
