@@ -1,8 +1,4 @@
-"""What does a call through the manager cost, beside a bare round trip?
-
-Both are measured in turns in one process, so that a noisy machine is noisy for both; the ratio of a
-round is of that round's medians, and the result is the median of the rounds.
-"""
+"""What does a call that asks the manager cost, beside a bare round trip?"""
 
 from __future__ import annotations
 
@@ -10,13 +6,15 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable
+from typing import Final
 
 from bare import dealer, echo_server
+from measure import PATIENCE, Figure, Settings
+from report import Goal, Section, Table, spread
 
 import switchgear as sg
 
-ROUNDS, CALLS = 15, 500
-GOAL = 1.8
+GOAL: Final = 1.5
 
 
 def empty() -> None:
@@ -27,33 +25,34 @@ async def empty_async() -> None:
     """The same for asyncio."""
 
 
-def median_us(call: Callable[[], object]) -> float:
-    """The median of many calls, microseconds."""
+def median(call: Callable[[], object], calls: int) -> float:
+    """The median of many calls, seconds."""
     times = []
-    for _ in range(CALLS):
+    for _ in range(calls):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
+    return statistics.median(times)
 
 
-async def median_async_us(breaker: sg.Breaker) -> float:
+async def median_async(breaker: sg.Breaker, calls: int) -> float:
     """The same for `execute_async`."""
     times = []
-    for _ in range(CALLS):
+    for _ in range(calls):
         start = time.perf_counter()
         await breaker.execute_async(empty_async)
         times.append(time.perf_counter() - start)
-    return statistics.median(times) * 1e6
+    return statistics.median(times)
 
 
-def main() -> None:
-    """Print the table."""
-    rounds: list[tuple[float, float, float]] = []
+def run(settings: Settings) -> Section:
+    """Measure all three in turns, in one process."""
+    rounds, calls = settings.pick(15, 3), settings.pick(500, 20)
+    found: list[tuple[float, float, float]] = []
     with (
         echo_server() as (address, _),
         dealer(address) as socket,
-        sg.Manager(acquire_timeout=10.0) as manager,
+        sg.Manager(acquire_timeout=PATIENCE) as manager,
     ):
         breaker = manager.breaker("bench", consistency="strict")
         payload = b"x" * 26  # as long as a request for a permit
@@ -62,25 +61,33 @@ def main() -> None:
             socket.send(payload)
             socket.recv()
 
-        for _ in range(ROUNDS):
-            one = median_us(bare)
-            two = median_us(lambda: breaker.execute(empty))
-            three = asyncio.run(median_async_us(breaker))
-            rounds.append((one, two, three))
+        median(bare, calls)
+        median(lambda: breaker.execute(empty), calls)
+        for _ in range(rounds):
+            one = median(bare, calls)
+            two = median(lambda: breaker.execute(empty), calls)
+            found.append((one, two, asyncio.run(median_async(breaker, calls))))
         stats = breaker.stats()
-    assert stats.total_successes == 2 * ROUNDS * CALLS, stats
-    names = ("bare DEALER/ROUTER round trip", "execute, report included", "execute_async")
-    print(f"{'':32}{'median':>10}{'ratio':>8}   ratios of the {ROUNDS} rounds")
+    assert stats.total_successes == (2 * rounds + 1) * calls, stats
+    names = ("bare DEALER/ROUTER round trip", "strict `execute`", "strict `execute_async`")
+    rows = []
     for column, name in enumerate(names):
-        ratios = sorted(r[column] / r[0] for r in rounds)
-        middle = statistics.median(r[column] for r in rounds)
-        print(
-            f"{name:32}{middle:>7.0f} us{statistics.median(ratios):>8.2f}"
-            f"   {ratios[0]:.2f} to {ratios[-1]:.2f}"
-        )
-    ratio = statistics.median(r[1] / r[0] for r in rounds)
-    print(f"goal for execute: at most {GOAL}; {'reached' if ratio <= GOAL else 'not reached'}")
-
-
-if __name__ == "__main__":
-    main()
+        times = Figure.of(each[column] for each in found)
+        rows.append([name, spread(times, 1e6), spread(Figure.of(r[column] / r[0] for r in found))])
+    ratio = Figure.of(each[1] / each[0] for each in found)
+    return Section(
+        "A call that asks the manager",
+        "round_trip",
+        tables=[Table("Round trip", ["", "us", "ratio"], rows)],
+        goals=[
+            Goal(
+                f"a strict call costs at most {GOAL} x a bare DEALER/ROUTER round trip",
+                f"{spread(ratio)} x",
+                ratio.middle <= GOAL,
+            )
+        ],
+        notes=[
+            "One thread and an empty function, the report of its outcome included. A round is the "
+            f"median of {calls} calls of each."
+        ],
+    )

@@ -1,37 +1,39 @@
 """How many operations a second does the manager serve, beside a bare ROUTER echo loop?
 
-Clients of the same kind load both, in turns: two processes, each with a window of requests in
-flight. An operation is a request served: a permit granted or an outcome taken in. The clients share
-two cores with the server, so the processor time of the server an operation is printed too.
+Clients of the same kind load both, in turns. They share the cores with the server, so the processor
+time of the server an operation is printed too.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.pool
 import os
-import statistics
 import time
 from collections.abc import Callable
+from typing import Final
 
 import msgpack
 from bare import dealer, echo_server
+from measure import Figure, Settings, cpu_seconds
+from report import Goal, Section, Table, spread
 
 import switchgear as sg
 from switchgear.wire import KINDS, Acquire, Declare, Granted, Hello, Report, Reported
 
-ROUNDS, SECONDS, CLIENTS, WINDOW = 7, 1.0, 2, 64
-GOAL = 0.45
-NEVER = 2**62  # a deadline
+CLIENTS, WINDOW = 2, 64
+GOAL: Final = 0.45
+NEVER: Final = 2**62  # a deadline
 
 
-def load_echo(address: str) -> int:
+def load_echo(address: str, seconds: float) -> int:
     """Keep an echo server busy; how many messages came back."""
     served = 0
     frame = msgpack.packb((KINDS[Acquire], 12345, "bench", NEVER))
     with dealer(address) as socket:
         for _ in range(WINDOW):
             socket.send(frame)
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             msgpack.unpackb(socket.recv())
             served += 1
@@ -39,7 +41,7 @@ def load_echo(address: str) -> int:
     return served
 
 
-def load_manager(address: str) -> int:
+def load_manager(address: str, seconds: float) -> int:
     """Keep a manager busy with Acquire and Report; how many of both it answered."""
     acquire, report = KINDS[Acquire], KINDS[Report]
     granted = reported = 0
@@ -50,7 +52,7 @@ def load_manager(address: str) -> int:
         socket.recv()
         for number in range(1, WINDOW + 1):
             socket.send(msgpack.packb((acquire, number, "bench", NEVER)))
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + seconds
         while time.monotonic() < end:
             for frame in socket.recv_multipart():
                 kind, number, operation, *_ = msgpack.unpackb(frame)
@@ -67,42 +69,48 @@ def load_manager(address: str) -> int:
 
 
 def measure(
-    pool: multiprocessing.pool.Pool, load: Callable[[str], int], address: str, server: int
+    pool: multiprocessing.pool.Pool,
+    load: Callable[[str, float], int],
+    address: str,
+    server: int,
+    seconds: float,
 ) -> tuple[float, float]:
-    """Operations a second, and the server's processor time an operation, microseconds."""
+    """Operations a second, and the server's processor time an operation, seconds."""
     before = cpu_seconds(server)
-    served = sum(pool.map(load, [address] * CLIENTS, chunksize=1))
-    return served / SECONDS, (cpu_seconds(server) - before) / served * 1e6
+    served = sum(pool.starmap(load, [(address, seconds)] * CLIENTS, chunksize=1))
+    return served / seconds, (cpu_seconds(server) - before) / served
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process has used so far, all threads."""
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def main() -> None:
-    """Print the table."""
-    rounds = []
+def run(settings: Settings) -> Section:
+    """Measure both in turns."""
+    rounds, seconds = settings.pick(7, 1), settings.pick(1.0, 0.05)
+    found = []
     spawn = multiprocessing.get_context("spawn")
     with echo_server() as (address, pid), sg.Manager() as manager, spawn.Pool(CLIENTS) as pool:
         assert manager.pid is not None
-        for _ in range(ROUNDS):
-            echo = measure(pool, load_echo, address, pid)
-            ours = measure(pool, load_manager, manager.address, manager.pid)
-            rounds.append((*echo, *ours))
-    columns = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    print(f"{'':24}{'operations/s':>14}{'server CPU each':>18}")
-    print(f"{'bare ROUTER echo loop':24}{columns[0]:>14,.0f}{columns[1]:>15.1f} us")
-    print(f"{'manager':24}{columns[2]:>14,.0f}{columns[3]:>15.1f} us")
-    ratios = sorted(ours / echo for echo, _, ours, _ in rounds)
-    ratio = statistics.median(ratios)
-    print(
-        f"ratio {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} in {ROUNDS} rounds); "
-        f"goal: at least {GOAL}; {'reached' if ratio >= GOAL else 'not reached'}"
+        for _ in range(rounds):
+            echo = measure(pool, load_echo, address, pid, seconds)
+            ours = measure(pool, load_manager, manager.address, manager.pid, seconds)
+            found.append((*echo, *ours))
+    columns = [Figure.of(column) for column in zip(*found, strict=True)]
+    rows = [
+        [name, f"{columns[at].middle:,.0f}", spread(columns[at + 1], 1e6)]
+        for at, name in ((0, "bare ROUTER echo loop"), (2, "manager"))
+    ]
+    ratio = Figure.of(ours / echo for echo, _, ours, _ in found)
+    return Section(
+        "What the manager serves",
+        "throughput",
+        tables=[Table("Operations", ["", "operations a second", "server CPU each, us"], rows)],
+        goals=[
+            Goal(
+                f"the manager serves at least {GOAL} x the operations of a bare ROUTER echo loop",
+                f"{spread(ratio)} x",
+                ratio.middle >= GOAL,
+            )
+        ],
+        notes=[
+            f"{CLIENTS} processes load both, each with {WINDOW} requests in flight. An operation "
+            "is a request served: a permit granted or an outcome taken in."
+        ],
     )
-
-
-if __name__ == "__main__":
-    main()
