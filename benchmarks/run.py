@@ -12,6 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Final
 
+import call_cost
 import idle
 import msgpack
 import round_trip
@@ -25,7 +26,7 @@ from report import Results, Section, show, show_goals, write
 HERE: Final = Path(__file__).parent
 BENCHMARKS: Final = {
     module.__name__: module
-    for module in (round_trip, throughput, idle)
+    for module in (call_cost, round_trip, throughput, idle)
 }
 
 
