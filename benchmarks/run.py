@@ -16,6 +16,7 @@ import call_cost
 import idle
 import msgpack
 import round_trip
+import scale
 import throughput
 import zmq
 from measure import Settings, machine, version_of
@@ -26,7 +27,7 @@ from report import Results, Section, show, show_goals, write
 HERE: Final = Path(__file__).parent
 BENCHMARKS: Final = {
     module.__name__: module
-    for module in (call_cost, round_trip, throughput, idle)
+    for module in (call_cost, round_trip, throughput, scale, idle)
 }
 
 
