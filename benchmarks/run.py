@@ -15,6 +15,7 @@ from typing import Final
 import call_cost
 import idle
 import msgpack
+import outage
 import round_trip
 import scale
 import throughput
@@ -27,7 +28,7 @@ from report import Results, Section, show, show_goals, write
 HERE: Final = Path(__file__).parent
 BENCHMARKS: Final = {
     module.__name__: module
-    for module in (call_cost, round_trip, throughput, scale, idle)
+    for module in (call_cost, round_trip, throughput, scale, outage, idle)
 }
 
 
