@@ -16,6 +16,7 @@ import call_cost
 import idle
 import msgpack
 import outage
+import overhead
 import round_trip
 import scale
 import throughput
@@ -28,7 +29,7 @@ from report import Results, Section, show, show_goals, write
 HERE: Final = Path(__file__).parent
 BENCHMARKS: Final = {
     module.__name__: module
-    for module in (call_cost, round_trip, throughput, scale, outage, idle)
+    for module in (call_cost, round_trip, throughput, scale, outage, overhead, idle)
 }
 
 
