@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
 
 .PHONY: help demo test lint check bench clean
 
@@ -10,7 +11,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make lint    the linter, the formatter and the type checker"
 	@echo "make check   what CI runs"
-	@echo "make bench   the benchmarks, as ratios taken in one run"
+	@echo "make bench   the benchmarks, beside other packages: ten minutes, into benchmarks/RESULTS.md"
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -38,8 +39,15 @@ lint: $(VENV)/.dev
 check:
 	.ci/run
 
-bench: $(VENV)/.package
-	$(BIN)/python benchmarks/run.py
+# The peers have an environment of their own: nothing of them is needed for anything else.
+$(BENCH)/.peers: benchmarks/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement benchmarks/requirements.txt --editable .
+	touch $@
+
+bench: $(BENCH)/.peers
+	$(BENCH)/bin/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) .venv-3.* build dist
+	rm -rf $(VENV) $(BENCH) .venv-3.* build dist
