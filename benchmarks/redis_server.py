@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -40,7 +42,11 @@ def redis_server() -> Iterator[RedisServer | None]:
         command = [program, "--port", "0", "--unixsocket", path, "--dir", directory]
         command += ["--save", "", "--appendonly", "no", "--daemonize", "no"]
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C is for us; we end it when all others are done
+            preexec_fn=_end_with_parent,
         )
         try:
             _wait(path, process)
@@ -52,6 +58,11 @@ def redis_server() -> Iterator[RedisServer | None]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _end_with_parent() -> None:
+    """In the child: have the kernel end it when we are killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # 1 is PR_SET_PDEATHSIG
 
 
 def _wait(path: str, process: subprocess.Popen[bytes]) -> None:

@@ -6,6 +6,7 @@ python benchmarks/run.py [--quick] [--only NAME ...] [--no-peers] [--output DIRE
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -155,6 +156,7 @@ def missing(settings: Settings, quick: bool) -> list[str]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and everything with it
     try:
         sys.exit(main())
     except KeyboardInterrupt:

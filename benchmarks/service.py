@@ -107,7 +107,7 @@ def service() -> Iterator[Service]:
 
 
 def _serve(path: str, pipe: Connection) -> None:
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(_run(path, pipe))
 
 
