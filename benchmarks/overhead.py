@@ -67,14 +67,14 @@ def measure(settings: Settings, address: str, seconds: float) -> dict[str, Found
             run = partial(call_decorated, circuit.decorate(function_of(work)))
         else:
             run = partial(call_direct, circuit.direct, work)
-        listed.append(Candidate(peer.label, run))
+        listed.append(Candidate(peer.label, run, circuit.settle))
 
-    length = settings.pick(0.012, 0.003)
+    length = settings.pick(0.025, 0.003)
     calls = calibrate(without, length)
     counts = {each.label: calibrate(each, length) for each in listed}
     found = {WITHOUT: Found([], []), **{each.label: Found([], []) for each in listed}}
     with settled():
-        for number in range(settings.pick(121, 3)):
+        for number in range(settings.pick(81, 3)):
             first = number % len(listed)
             for each in [*listed[first:], *listed[:first]]:
                 if number % 2:
@@ -82,6 +82,7 @@ def measure(settings: Settings, address: str, seconds: float) -> dict[str, Found
                     took = sample(each, counts[each.label])
                 else:
                     took = sample(each, counts[each.label])
+                    each.prepare()  # nothing of it is left to be done in the other's time
                     alone = sample(without, calls)
                 found[WITHOUT].times.append(alone)
                 found[each.label].times.append(took)

@@ -55,6 +55,7 @@ class Circuit:
         direct: `direct(function)` calls it through the circuit; None: only decorated functions can.
         decorate: `decorate(function)` returns one that goes through the circuit.
         half_open: Makes an open circuit half-open; None: its first success closes it.
+        settle: Waits until what the calls left to be done later is done.
         close: Ends what the circuit has running.
     """
 
@@ -62,6 +63,7 @@ class Circuit:
     direct: Callable[..., Any] | None
     decorate: Callable[[Callable[..., Any]], Callable[..., Any]]
     half_open: Callable[[], Any] | None = None
+    settle: Callable[[], Any] = lambda: None
     close: Callable[[], Any] = lambda: None
 
     def fail(self, calls: int) -> bool:
@@ -175,17 +177,19 @@ class Leased(Peer):
 
     def make(self, name: str, thresholds: Thresholds) -> Circuit:
         breaker = self._breaker(name, thresholds)
-        return Circuit(
-            (sg.CallNotPermittedError,), breaker.execute, breaker, lambda: _wait_half_open(breaker)
-        )
+        return self._circuit(breaker, breaker.execute)
 
     async def make_async(self, name: str, thresholds: Thresholds) -> Circuit:
         breaker = self._breaker(name, thresholds)
+        return self._circuit(breaker, breaker.execute_async)
+
+    def _circuit(self, breaker: sg.Breaker, direct: Callable[..., Any]) -> Circuit:
         return Circuit(
             (sg.CallNotPermittedError,),
-            breaker.execute_async,
+            direct,
             breaker,
-            lambda: _wait_half_open(breaker),
+            half_open=lambda: _until(lambda: breaker.state is sg.State.HALF_OPEN),
+            settle=lambda: client_of(self.place).flush(PATIENCE),
         )
 
 
@@ -193,10 +197,6 @@ class Strict(Leased):
     label = "switchgear, strict"
     setup = 'the same with `consistency="strict"`: every call asks the manager'
     consistency = "strict"
-
-
-def _wait_half_open(breaker: sg.Breaker) -> None:
-    _until(lambda: breaker.state is sg.State.HALF_OPEN)
 
 
 def _until(look: Callable[[], bool]) -> None:
@@ -415,7 +415,7 @@ class Interlock(Peer):
 
     def make(self, name: str, thresholds: Thresholds) -> Circuit:
         breaker = self._breaker(name, thresholds, self._storage())
-        return Circuit(*self._ways(breaker, thresholds, breaker.call_sync), breaker.close)
+        return Circuit(*self._ways(breaker, thresholds, breaker.call_sync), close=breaker.close)
 
     async def make_async(self, name: str, thresholds: Thresholds) -> Circuit:
         breaker = self._breaker(name, thresholds, self._storage_async())
@@ -423,7 +423,7 @@ class Interlock(Peer):
         def close() -> None:
             asyncio.get_running_loop().create_task(breaker.aclose())
 
-        return Circuit(*self._ways(breaker, thresholds, breaker.call_async), close)
+        return Circuit(*self._ways(breaker, thresholds, breaker.call_async), close=close)
 
     def _breaker(self, name: str, thresholds: Thresholds, storage: Any) -> Any:
         import interlock

@@ -70,6 +70,7 @@ def worker(number: int, pipe: Connection) -> None:
             calls += step
             if time.monotonic() - now < 0.001:  # look at the clock rarely
                 step *= 2
+        circuit.settle()
         pipe.send((calls, time.monotonic(), time.process_time() - used))
         circuit.close()
 
@@ -89,8 +90,6 @@ def drive(workers: Crew, count: int, peer: Peer, server: int | None, seconds: fl
     before = cpu_seconds(server) if server else 0.0
     began = time.monotonic() + 0.02 + 0.001 * count  # by then all of them know
     results = workers.ask(began, count)
-    if server:
-        time.sleep(0.02)  # what the workers have handed over last is taken in
     after = cpu_seconds(server) if server else 0.0
     calls = sum(calls for calls, _, _ in results)
     return Sample(
@@ -130,11 +129,14 @@ def measure_workers(
 # -- circuits --------------------------------------------------------------------------------------
 
 
-def call_all(through: Sequence[Callable[..., Any]], calls: int) -> float:
-    """One call on each circuit, and again from the first; the seconds it took."""
+def call_all(
+    through: Sequence[Callable[..., Any]], settle: Callable[[], object], calls: int
+) -> float:
+    """One call on each circuit, and again from the first; the seconds till all is done."""
     began = time.perf_counter()
     for call in islice(cycle(through), calls):
         call(empty)
+    settle()
     return time.perf_counter() - began
 
 
@@ -148,10 +150,9 @@ def measure_circuits(settings: Settings, ours: sg.Manager) -> dict[str, list[flo
                 circuit = peer.make(unique("many"), Thresholds())
                 assert circuit is not None
                 breakers.append(circuit.direct)
-            chosen = breakers[:count]
-            call_all(chosen, count)
-            client_of(ours.address).flush(PATIENCE)
-            listed.append(Candidate(f"{peer.label}, {count:,}", partial(call_all, chosen)))
+            run = partial(call_all, breakers[:count], circuit.settle)
+            run(count)
+            listed.append(Candidate(f"{peer.label}, {count:,}", run))
     return in_turns(listed, settings.pick(9, 1), settings.pick(0.25, 0.01))
 
 
