@@ -38,10 +38,9 @@ def main() -> int:
     """One after the other: they would disturb each other."""
     arguments = parse()
     with redis_server() as redis:
-        settings = Settings(
-            arguments.quick, not arguments.no_peers, redis.path if redis is not None else None
-        )
-        left_out = missing(settings, arguments.quick)
+        path = redis.path if redis is not None and version_of("redis") is not None else None
+        settings = Settings(arguments.quick, not arguments.no_peers, path)
+        left_out = missing(settings, redis)
         results = Results(command(arguments), facts(settings, redis), setups(settings), left_out)
         for name, value in results.machine:
             print(f"{name}: {value}")
@@ -139,19 +138,20 @@ def setups(settings: Settings) -> list[tuple[str, str]]:
     return [(f"{kind.label}", kind.setup) for kind in kinds(settings) if version_of(kind.package)]
 
 
-def missing(settings: Settings, quick: bool) -> list[str]:
+def missing(settings: Settings, redis: RedisServer | None) -> list[str]:
     """What this run cannot or does not do, in words."""
     found = []
-    if quick:
+    if settings.quick:
         found.append("nearly all of the time: this was a quick run, and its figures say nothing")
     if not settings.peers:
-        found.append("the peers, as was asked for")
-    else:
-        absent = dict.fromkeys(k.package for k in OTHERS if version_of(k.package) is None)
-        if absent:
-            found.append(f"{', '.join(absent)}: not installed; `make bench` installs them")
-        if settings.redis is None:
-            found.append(f"everything on Redis: {HOW_TO_GET_IT}")
+        return [*found, "the peers, as was asked for"]
+    absent = dict.fromkeys(k.package for k in OTHERS if version_of(k.package) is None)
+    if absent:
+        found.append(f"{', '.join(absent)}: not installed; `make bench` installs them")
+    if redis is None:
+        found.append(f"everything on Redis: {HOW_TO_GET_IT}")
+    elif settings.redis is None:
+        found.append("everything on Redis: its client is not installed; `make bench` installs it")
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import cycle, islice, repeat
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from crew import Crew, crew, orders
@@ -228,7 +229,8 @@ def _fill(workers: Crew, address: str, shares: list[list[str]], calls: int) -> N
 
 
 CLIENT: Final = """
-import sys, time
+import sys
+sys.path.insert(0, sys.argv[3])
 import switchgear as sg
 from measure import resident
 def empty(): pass
@@ -250,12 +252,11 @@ with sg.connect(sys.argv[1], acquire_timeout=10.0) as client:
 
 def _client(rounds: int, circuits: int) -> tuple[float, float]:
     found = []
+    here = str(Path(__file__).parent)
     with manager() as ours:
         for _ in range(rounds):
-            command = [sys.executable, "-c", CLIENT, ours.address, str(circuits)]
-            said = subprocess.run(
-                command, cwd=sys.path[0] or None, capture_output=True, text=True, timeout=60
-            )
+            command = [sys.executable, "-c", CLIENT, ours.address, str(circuits), here]
+            said = subprocess.run(command, capture_output=True, text=True, timeout=60)
             if said.returncode:
                 raise RuntimeError(said.stderr)
             found.append([float(word) for word in said.stdout.split()])
@@ -298,10 +299,8 @@ def run(settings: Settings) -> Section:
 def _pid_of_redis(settings: Settings) -> int | None:
     if settings.redis is None or not settings.peers:
         return None
-    try:
-        import redis
-    except ImportError:
-        return None
+    import redis
+
     with redis.Redis(unix_socket_path=settings.redis) as client:
         return int(client.info("server")["process_id"])
 
