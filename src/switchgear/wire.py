@@ -52,6 +52,7 @@ class ErrorCode(IntEnum):
     FOREIGN_PERMIT = 9  # issued to another session
     DUPLICATE_REPORT = 10  # that sequence number was taken in before
     OUT_OF_ORDER = 11  # a report before this one is missing
+    DUPLICATE_REQUEST = 12  # answered before, or overtaken; ask under a new number
 
 
 class Malformed(ProtocolError):
@@ -284,6 +285,7 @@ Name = Annotated[str, _name]
 class Hello(NamedTuple):
     """The first message of a connection, and after a break: who speaks, and which versions."""
 
+    request: Number
     lowest: Number
     highest: Number
     session: Annotated[bytes, _token]  # drawn once in the life of a client process
@@ -293,6 +295,7 @@ class Hello(NamedTuple):
 class Welcome(NamedTuple):
     """The answer to Hello."""
 
+    request: Number
     protocol: Number  # the version to speak from now on
     epoch: Number  # the manager's life
     clock: Instant  # the manager's monotonic clock

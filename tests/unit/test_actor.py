@@ -118,7 +118,7 @@ class Desk:
 
     def trip(self, peer: Peer, number: int = 1) -> None:
         """Open a TRIPS_AT_ONCE circuit with this session's next report."""
-        permit = self.permit(peer, 1_000 + number)
+        permit = self.permit(peer, number)
         self.hand_in(peer, report(number, permit, Outcome.FAILURE))
         assert self.stats(peer).state is State.OPEN
 
@@ -128,7 +128,7 @@ class Desk:
 
 
 def hello(number: int) -> Hello:
-    return Hello(PROTOCOL, PROTOCOL, bytes([number]) * 16, 1_000 + number)
+    return Hello(7, PROTOCOL, PROTOCOL, bytes([number]) * 16, 1_000 + number)
 
 
 def report(
@@ -170,9 +170,9 @@ def watcher(desk: Desk) -> Peer:
 # -- greeting --------------------------------------------------------------------------------------
 
 
-def test_hello_is_welcomed_with_version_epoch_clock_and_reports(desk: Desk) -> None:
+def test_hello_is_welcomed_with_its_number_version_epoch_clock_and_reports(desk: Desk) -> None:
     peer = Peer(DATA, b"x")
-    assert desk.tell(peer, hello(1)) == [Welcome(PROTOCOL, EPOCH, 100_000_000, 0)]
+    assert desk.tell(peer, hello(1)) == [Welcome(7, PROTOCOL, EPOCH, 100_000_000, 0)]
 
 
 @pytest.mark.parametrize(
@@ -508,8 +508,19 @@ def test_a_new_greeting_drops_what_was_held_back_because_welcome_says_it(
     desk: Desk, peer: Peer
 ) -> None:
     desk.hand_in(peer, report(1, desk.permit(peer, 2)))
-    assert desk.tell(peer, hello(1)) == [Welcome(PROTOCOL, EPOCH, 100_000_000, 1)]
+    assert desk.tell(peer, hello(1)) == [Welcome(7, PROTOCOL, EPOCH, 100_000_000, 1)]
     assert desk.at(200.0) == []
+
+
+def test_a_request_is_decided_once_and_not_after_a_later_one(desk: Desk, peer: Peer) -> None:
+    granted = desk.acquire(peer, 5)
+    assert desk.acquire(peer, 5) == granted  # as long as it holds the permit
+    assert isinstance(granted, Granted)
+    desk.hand_in(peer, report(1, granted.operation))
+    assert code_of(desk.tell(peer, Acquire(5, "a", LATER))) is ErrorCode.DUPLICATE_REQUEST
+    assert code_of(desk.tell(peer, Acquire(4, "a", LATER))) is ErrorCode.DUPLICATE_REQUEST
+    assert isinstance(desk.acquire(peer, 6), Granted)
+    assert desk.stats(peer).total_requests == 2
 
 
 # -- operations ------------------------------------------------------------------------------------

@@ -325,6 +325,37 @@ def test_an_acquire_whose_answer_was_lost_is_asked_again_and_gets_one_permit(pai
     assert len(pair.sent(Acquire)) == 2
 
 
+def test_a_request_that_arrives_twice_gets_no_permit_that_nobody_waits_for(pair: Pair) -> None:
+    pair.session.declare("a", CircuitConfig(failure_threshold=1, open_timeout=1.0))
+    pair.run()
+    report(pair, granted(pair), Outcome.FAILURE)
+    pair.run()
+    rejected = pair.acquire()
+    up = pair.clients[0].wires[DATA].up
+    up.append(up[0])
+    pair.deliver_up()
+    pair.now += 1.0  # half-open: now it would be granted
+    pair.run()
+    assert isinstance(rejected.answer, Rejected)
+    assert stats(pair).state is State.HALF_OPEN
+    assert stats(pair).in_flight == 0
+
+
+def test_a_request_whose_rejection_was_lost_is_asked_anew_and_answered(pair: Pair) -> None:
+    pair.session.declare("a", CircuitConfig(failure_threshold=1))
+    pair.run()
+    report(pair, granted(pair), Outcome.FAILURE)
+    pair.run()
+    waiter = pair.acquire(timeout=10.0)
+    pair.deliver_up()
+    pair.cut()
+    pair.connect()
+    pair.run()
+    assert isinstance(waiter.answer, Rejected)
+    first, second, third = [m.request for m in pair.sent(Acquire)[1:] if isinstance(m, Acquire)]
+    assert first == second < third
+
+
 def test_a_rejection_answers_with_itself(pair: Pair) -> None:
     pair.session.declare("a", CircuitConfig(failure_threshold=1))
     pair.run()
@@ -778,6 +809,7 @@ def test_a_welcome_that_is_older_than_the_last_greeting_does_not_move_the_clock(
         pair.deliver_down()
     while pair.deliver_down():
         pass  # Welcome to the first Hello, not yet to the second
+    pair.run()
     pair.acquire(timeout=0.05)
     assert deadlines(pair)[-1] == pytest.approx(pair.now + 0.05, abs=2e-6)
 
@@ -811,7 +843,7 @@ def test_answers_to_nobody_are_ignored(pair: Pair) -> None:
         Rejected(9_999, 1, State.OPEN, None, None),
         Error(0, 0, ErrorCode.MALFORMED, ""),
         Error(KINDS[Report], 1, ErrorCode.MALFORMED, ""),
-        Welcome(PROTOCOL, pair.epoch, round(pair.now * 1e6), 0),
+        Welcome(9_999, PROTOCOL, pair.epoch, round(pair.now * 1e6), 0),
     ):
         down.append(encode(message))
     pair.run()

@@ -135,10 +135,10 @@ METRICS = MetricsSnapshot(
 
 GOLDEN: Final[tuple[tuple[Message, str], ...]] = (
     (
-        Hello(1, 1, bytes(range(16)), 4711),
-        "95010101c410000102030405060708090a0b0c0d0e0fcd1267",
+        Hello(3, 1, 1, bytes(range(16)), 4711),
+        "9601030101c410000102030405060708090a0b0c0d0e0fcd1267",
     ),
-    (Welcome(1, EPOCH, 123_456_789, 41), "950201cf00060a24181e4000ce075bcd1529"),
+    (Welcome(3, 1, EPOCH, 123_456_789, 41), "96020301cf00060a24181e4000ce075bcd1529"),
     (
         Error(12, 7, ErrorCode.DEADLINE_PASSED, "the caller's deadline had passed"),
         "95030c0707d9207468652063616c6c6572277320646561646c696e652068616420706173736564",

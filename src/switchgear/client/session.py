@@ -95,13 +95,13 @@ class _Phase(Enum):
 class _Line:
     """One of the two connections."""
 
-    __slots__ = ("epoch", "first_greeted_at", "greeted_at", "phase", "refusal")
+    __slots__ = ("epoch", "greeted_at", "greeting", "phase", "refusal")
 
     def __init__(self) -> None:
         self.phase = _Phase.OFFLINE
         self.epoch = 0  # of the manager at the other end, once it has answered
-        self.first_greeted_at = 0.0  # of the Hellos in a row without a Welcome between
-        self.greeted_at = 0.0  # the last one
+        self.greeting = 0  # the number of the last Hello
+        self.greeted_at = 0.0  # when it was sent
         self.refusal: Error | None = None
 
 
@@ -332,11 +332,12 @@ class Session:
 
     def _greet(self, connection: int, now: float) -> None:
         line = self._lines[connection]
-        if line.phase is not _Phase.GREETING:
-            line.first_greeted_at = now
+        self._last_number += 1
         line.phase = _Phase.GREETING
+        line.greeting = self._last_number
         line.greeted_at = now
-        self.outbox.append((connection, Hello(PROTOCOL, PROTOCOL, self._token, self._pid)))
+        hello = Hello(line.greeting, PROTOCOL, PROTOCOL, self._token, self._pid)
+        self.outbox.append((connection, hello))
 
     def _greet_again(self, now: float) -> None:
         """Knock, at most every so often: a manager that was stopped may be awake again."""
@@ -346,13 +347,11 @@ class Session:
 
     def _welcome(self, connection: int, message: Welcome, now: float) -> None:
         line = self._lines[connection]
+        if line.phase is not _Phase.GREETING or message.request != line.greeting:
+            return  # a later Hello is on its way, and what it finds is what counts
         another = message.epoch != line.epoch
         if connection == DATA:
             self._set_clock(to_seconds(message.clock), now)
-        if line.phase is _Phase.READY and not another:
-            # The answer to a second Hello. After the first everything was sent again; sent twice, a
-            # request could be refused and then granted, to nobody.
-            return
         line.phase, line.epoch, line.refusal = _Phase.READY, message.epoch, None
         if connection == DATA:
             self._resume_data(message.reports, another)
@@ -368,11 +367,10 @@ class Session:
 
     def _set_clock(self, theirs: float, now: float) -> None:
         # One host has one monotonic clock. Only where it shows another one (a time namespace)
-        # do we reckon with the middle of the round trip. Which of several Hellos was answered is
-        # not said: the first for sure not before it was sent.
-        line = self._lines[DATA]
-        same = line.first_greeted_at <= theirs <= now
-        self._clock_offset = 0.0 if same else theirs - (line.greeted_at + now) / 2
+        # do we reckon with the middle of the round trip.
+        sent_at = self._lines[DATA].greeted_at
+        same = sent_at <= theirs <= now
+        self._clock_offset = 0.0 if same else theirs - (sent_at + now) / 2
 
     def _resume_data(self, taken_in: int, another: bool) -> None:
         """Go on where this manager stands: it has our reports up to a number, or none of them."""
@@ -407,6 +405,8 @@ class Session:
             # a turn tells the time of before. Compare them again.
             if line.phase is _Phase.READY:
                 self._greet(connection, now)
+        elif error.code is ErrorCode.DUPLICATE_REQUEST and self._still_wanted(error.ref, now):
+            self._ask_anew(error.ref)
         elif error.kind == KINDS[Report]:
             self._report_refused(error, now)
         elif error.kind == KINDS[Declare]:
@@ -478,6 +478,11 @@ class Session:
             self._answer(number, line.refusal)
         elif line.phase is _Phase.READY:
             self._send(number, asked)
+
+    def _ask_anew(self, number: int) -> None:
+        """Ask under a new number: the answer to the old one was lost, and it was no permit."""
+        self._ask(self._asked[number])
+        del self._asked[number]
 
     def _still_wanted(self, number: int, now: float) -> bool:
         return number in self._asked and now < self._asked[number].deadline

@@ -83,12 +83,13 @@ class Send(NamedTuple):
 class Session:
     """One client process, as long as it lives: it may come back on another connection."""
 
-    __slots__ = ("granted", "peer", "pid", "reports")
+    __slots__ = ("granted", "peer", "pid", "reports", "requests")
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.peer: Peer | None = None  # where it was heard last
         self.reports = 0  # the number of the last one taken in
+        self.requests = 0  # the highest number of a request for a permit that was decided
         self.granted: dict[int, Granted] = {}  # what is out, by the request that asked for it
 
 
@@ -234,7 +235,8 @@ class Actor:
             session.peer = peer
             self._connected[peer] = session
             reports = session.reports
-        return [Send(peer, Welcome(PROTOCOL, self.epoch, to_micros(now), reports))]
+        welcome = Welcome(message.request, PROTOCOL, self.epoch, to_micros(now), reports)
+        return [Send(peer, welcome)]
 
     def _disconnect(self, peer: Peer) -> None:
         self._acks.pop(peer, None)
@@ -284,6 +286,10 @@ class Actor:
         if to_seconds(message.deadline) < now:
             text = "the caller's deadline had passed"
             return self._refuse(peer, message, ErrorCode.DEADLINE_PASSED, text)
+        if message.request <= session.requests:
+            text = f"request {message.request} was answered, or a later one was"
+            return self._refuse(peer, message, ErrorCode.DUPLICATE_REQUEST, text)
+        session.requests = message.request
         operation = self._next_operation()
         permit = circuit.acquire(operation, now)
         if isinstance(permit, Rejection):
