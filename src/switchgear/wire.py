@@ -12,7 +12,7 @@ manager's monotonic clock (`deadline`, `clock`) or Unix time (`..._at`).
 
 from __future__ import annotations
 
-import functools
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from datetime import datetime, timedelta, timezone
 from enum import IntEnum
@@ -90,10 +90,16 @@ def to_seconds(micros: int) -> float:
 
 
 class _Field(NamedTuple):
-    """`decode` raises ValueError with a text; `encode` None means that the value goes as it is."""
+    """`decode` raises ValueError with a text; `encode` None means that the value goes as it is.
+
+    `inline` is Python for `decode(x)` that spares the call where x is plainly right, perhaps by a
+    look into `table`; what is wrong, it leaves to decode(x). `_reader` says what for.
+    """
 
     decode: Callable[[Any], Any]
     encode: Callable[[Any], object] | None = None
+    inline: str = "decode(x)"
+    table: object = None
 
 
 def _whole(highest: int) -> _Field:
@@ -102,16 +108,21 @@ def _whole(highest: int) -> _Field:
             return value
         raise ValueError(f"expected a whole number from 0 to {highest}, got {_short(value)}")
 
-    return _Field(decode)
+    return _Field(decode, inline=f"x if type(x) is int and 0 <= x <= {highest} else decode(x)")
 
 
-def _of_type(kind: type, what: str, holds: Callable[[Any], bool]) -> _Field:
+def _of_type(
+    kind: type, what: str, holds: Callable[[Any], bool], inline: str = "decode(x)"
+) -> _Field:
     def decode(value: object) -> object:
         if type(value) is kind and holds(value):
             return value
         raise ValueError(f"expected {what}, got {_short(value)}")
 
-    return _Field(decode)
+    return _Field(decode, inline=inline)
+
+
+_LOOK_UP: Final = "table[x] if type(x) is int and x in table else decode(x)"
 
 
 def _number_of(members: type[IntEnum]) -> _Field:
@@ -123,22 +134,23 @@ def _number_of(members: type[IntEnum]) -> _Field:
             return by_number[value]
         raise ValueError(f"expected one of {sorted(by_number)}, got {_short(value)}")
 
-    return _Field(decode)
+    return _Field(decode, inline=_LOOK_UP, table=by_number)
 
 
 def _place_in(choices: tuple[Any, ...]) -> _Field:
     """One of a few values, as its place among them."""
     place = _whole(len(choices) - 1).decode
-    return _Field(lambda value: choices[place(value)], choices.index)
+    table = dict(enumerate(choices))
+    return _Field(lambda value: choices[place(value)], choices.index, _LOOK_UP, table)
 
 
 def _optional(field: _Field) -> _Field:
-    decode, encode = field
-    if encode is None:
-        return _Field(lambda value: None if value is None else decode(value))
+    decode, encode, inline, table = field
     return _Field(
         lambda value: None if value is None else decode(value),
-        lambda value: None if value is None else encode(value),
+        encode and (lambda value: None if value is None else encode(value)),
+        f"None if x is None else {inline}",
+        table,
     )
 
 
@@ -177,14 +189,19 @@ def _encode_row(values: Sequence[object], fields: Sequence[_Field]) -> tuple[obj
     )
 
 
-# The same few names come with every message; a refused one is not remembered.
-_check_name: Final = functools.lru_cache(maxsize=16_384)(check_name)
+# The same few names come with every message. These have passed; a refused one is not remembered.
+_MAX_KNOWN_NAMES: Final = 16_384
+_known_names: Final[set[str]] = set()
 
 
 def _decode_name(value: object) -> object:
     if type(value) is not str:  # before check_name, which quotes what it is given: see _short
         raise ValueError(f"expected a name, got {_short(value)}")
-    _check_name(value)
+    if value not in _known_names:
+        check_name(value)
+        if len(_known_names) >= _MAX_KNOWN_NAMES:
+            _known_names.clear()
+        _known_names.add(value)
     return value
 
 
@@ -197,19 +214,26 @@ def _short(value: object) -> str:
 
 _integer = _whole(_MAX_INTEGER)
 _micros = _whole(_MAX_MICROS)
-_duration = _Field(lambda value: to_seconds(_micros.decode(value)), to_micros)
+_duration = _Field(
+    lambda value: to_seconds(_micros.decode(value)),
+    to_micros,
+    f"x / 1e6 if type(x) is int and 0 <= x <= {_MAX_MICROS} else decode(x)",
+)
 # A configured duration below a microsecond is legal and must not become 0, which is not.
 _setting = _Field(_duration.decode, lambda seconds: max(1, to_micros(seconds)))
 _instant = _Field(
     lambda value: _EPOCH + timedelta(microseconds=_whole(_MAX_UNIX_MICROS).decode(value)),
     lambda at: (at - _EPOCH) // timedelta(microseconds=1),
 )
-_name = _Field(_decode_name)
+_name = _Field(
+    _decode_name, inline="x if type(x) is str and x in table else decode(x)", table=_known_names
+)
 _after = _Field(lambda value: value if value == "" else _decode_name(value))
 _text = _of_type(
     str,
     f"text of at most {MAX_ERROR_CHARACTERS} characters",
     lambda value: len(value) <= MAX_ERROR_CHARACTERS,
+    f"x if type(x) is str and len(x) <= {MAX_ERROR_CHARACTERS} else decode(x)",
 )
 _cause = _of_type(str, f"one of {', '.join(sorted(CAUSES))}", CAUSES.__contains__)
 _token = _of_type(bytes, "16 bytes", lambda value: len(value) == 16)
@@ -566,25 +590,67 @@ FROM_CONTROL: Final = frozenset(
 # -- bytes and messages ----------------------------------------------------------------------------
 
 
-class _Form(NamedTuple):
-    """What decode and encode need to know of one message."""
-
-    message: type[Message]
-    kind: int
-    fields: tuple[_Field, ...]
-    decoders: tuple[Callable[[Any], Any], ...]
-    plain: bool  # every field goes as it is
-
-
-def _form(message: type[Message], kind: int) -> _Form:
+def _fields(message: type[Message]) -> tuple[_Field, ...]:
     hints = get_type_hints(message, include_extras=True).values()
-    fields = tuple(get_args(hint)[1] for hint in hints)
-    decoders = tuple(field.decode for field in fields)
-    return _Form(message, kind, fields, decoders, all(f.encode is None for f in fields))
+    return tuple(get_args(hint)[1] for hint in hints)
 
 
-_FORMS: Final = {message: _form(message, kind) for message, kind in KINDS.items()}
-_BY_KIND: Final = {form.kind: form for form in _FORMS.values()}
+_FIELDS: Final = {message: _fields(message) for message in KINDS}
+
+
+def _reader(message: type[Message]) -> Callable[[tuple[Any, ...]], Message]:
+    """The function that makes a message of its array, or raises ValueError.
+
+    A call for each field would be most of what decode() costs, so the `inline` of every field is
+    written into one function, as namedtuple() and dataclass() write theirs. The source is made of
+    what this module says of its fields and of nothing else. That of Sync:
+
+        def read(array):
+            if len(array) != 2:
+                array = first(array, 2)
+            [_, x1] = array
+            return new(message, (x1 if type(x1) is int and 0 <= x1 <= ... else decode1(x1),))
+    """
+    fields = dict(enumerate(_FIELDS[message], start=1))
+    size = 1 + len(fields)
+    values = [
+        re.sub(r"\b(x|decode|table)\b", rf"\g<1>{place}", field.inline)
+        for place, field in fields.items()
+    ]
+    source = f"""
+def read(array):
+    if len(array) != {size}:
+        array = first(array, {size})
+    [{", ".join(["_", *(f"x{place}" for place in fields)])}] = array
+    return new(message, ({"".join(f"{value}," for value in values)}))
+"""
+    # tuple's own __new__, because that of a NamedTuple is a Python function that calls it.
+    names: dict[str, Any] = {"message": message, "new": tuple.__new__, "first": _first}
+    for place, field in fields.items():
+        names |= {f"decode{place}": field.decode, f"table{place}": field.table}
+    exec(compile(source, f"<reader of {message.__name__}>", "exec"), names)
+    read: Callable[[tuple[Any, ...]], Message] = names["read"]
+    return read
+
+
+def _first(array: tuple[Any, ...], size: int) -> tuple[Any, ...]:
+    if len(array) < size:
+        raise ValueError(f"expected {size - 1} fields, got {len(array) - 1}")
+    return array[:size]
+
+
+def _encoders(message: type[Message]) -> tuple[tuple[int, Callable[[Any], object]], ...]:
+    """Where in the array of a message a value stands that does not go as it is, and how it goes."""
+    return tuple(
+        (place, field.encode)
+        for place, field in enumerate(_FIELDS[message], start=1)
+        if field.encode is not None
+    )
+
+
+_BY_KIND: Final = {kind: message for message, kind in KINDS.items()}
+_READERS: Final = {message: _reader(message) for message in KINDS}
+_WRITERS: Final = {message: ((kind,), _encoders(message)) for message, kind in KINDS.items()}
 
 
 def encode(message: Message) -> bytes:
@@ -593,10 +659,17 @@ def encode(message: Message) -> bytes:
     Raises:
         Nothing for a message whose fields hold what their annotations say.
     """
-    form = _FORMS[type(message)]
-    if form.plain:
-        return _packb((form.kind, *message))
-    return _packb((form.kind, *_encode_row(message, form.fields)))
+    head, encoders = _WRITERS[type(message)]
+    array: Sequence[object] = head + message
+    if encoders:
+        array = list(array)
+        for place, encoder in encoders:
+            array[place] = encoder(array[place])
+    # A fresh Packer each time, as packb() has one: when a signal handler raises in the middle of
+    # msgpack's Packer in Python, what that has packed by then would begin the next message. The
+    # buffer grows from 512 bytes; the 256 KiB it has by default take longer to get.
+    packed: bytes = _Packer(buf_size=512).pack(array)
+    return packed
 
 
 def decode(frame: bytes, allowed: Set[type[Message]]) -> Message:
@@ -614,47 +687,40 @@ def decode(frame: bytes, allowed: Set[type[Message]]) -> Message:
             0, 0, ErrorCode.MALFORMED, f"{len(frame)} bytes, the limit is {MAX_FRAME} bytes"
         )
     try:
-        array = _unpackb(frame)
+        # A fresh call each time: an Unpacker that has failed once is not safe to use again
+        # (GHSA-6v7p-g79w-8964). max_ext_len=0 keeps out timestamps too, which no hook can refuse.
+        array = _unpackb(
+            frame,
+            use_list=False,
+            max_str_len=4 * MAX_ERROR_CHARACTERS,
+            max_bin_len=64,
+            max_array_len=64,
+            max_map_len=0,
+            max_ext_len=0,
+        )
     except _NOT_MSGPACK as error:
         text = f"not msgpack within our limits: {type(error).__name__}"
         raise Malformed(0, 0, ErrorCode.MALFORMED, text) from None
     if type(array) is not tuple or not array or type(array[0]) is not int:
         raise Malformed(0, 0, ErrorCode.MALFORMED, "expected an array that begins with a kind")
-    form = _BY_KIND.get(array[0])
-    if form is None or form.message not in allowed:
+    message = _BY_KIND.get(array[0])
+    if message is None or message not in allowed:
         text = f"no message of kind {_short(array[0])} goes this way"
         raise Malformed(_ref(array[0]), _ref(*array[1:2]), ErrorCode.UNKNOWN_KIND, text)
     try:
-        if len(array) <= len(form.decoders):
-            raise ValueError(f"expected {len(form.decoders)} fields, got {len(array) - 1}")
-        return form.message(
-            *[decode(item) for decode, item in zip(form.decoders, array[1:], strict=False)]
-        )
+        return _READERS[message](array)
     except ValueError as error:
         code = ErrorCode.BAD_CONFIG if isinstance(error, ConfigError) else ErrorCode.MALFORMED
-        text = f"{form.message.__name__}: {error}"[:MAX_ERROR_CHARACTERS]
-        raise Malformed(form.kind, _ref(*array[1:2]), code, text) from None
+        text = f"{message.__name__}: {error}"[:MAX_ERROR_CHARACTERS]
+        raise Malformed(array[0], _ref(*array[1:2]), code, text) from None
 
 
 def _ref(value: object = 0) -> int:
     return value if type(value) is int and 0 <= value <= _MAX_INTEGER else 0
 
 
-_packb: Final[Callable[[object], bytes]] = msgpack.packb
+_Packer: Final = msgpack.Packer
+_unpackb: Final[Callable[..., object]] = msgpack.unpackb
 
 # All that msgpack raises for bytes. Not Exception: a signal handler may raise its own in here.
 _NOT_MSGPACK: Final = (ValueError, TypeError, OverflowError, msgpack.UnpackException)
-
-
-def _unpackb(frame: bytes) -> object:
-    # A fresh call each time: an Unpacker that has failed once is not safe to use again
-    # (GHSA-6v7p-g79w-8964). max_ext_len=0 keeps out timestamps too, which no hook can refuse.
-    return msgpack.unpackb(
-        frame,
-        use_list=False,
-        max_str_len=4 * MAX_ERROR_CHARACTERS,
-        max_bin_len=64,
-        max_array_len=64,
-        max_map_len=0,
-        max_ext_len=0,
-    )

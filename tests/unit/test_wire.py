@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from switchgear import wire
 from switchgear.circuit import CAUSES
 from switchgear.config import MAX_COUNT, MAX_NAME_BYTES, MAX_SECONDS, CircuitConfig
 from switchgear.states import Outcome, State, Verdict
@@ -594,6 +595,55 @@ def test_a_frame_may_have_max_frame_bytes_and_no_more() -> None:
 def test_even_ignored_fields_stay_within_the_limits(fits: object, too_much: object) -> None:
     assert decode(msgpack.packb((17, 11, fits)), TO_DATA) == Sync(11)
     assert refusal(msgpack.packb((17, 11, too_much)), TO_DATA).code is ErrorCode.MALFORMED
+
+
+# -- what decode() is made of ----------------------------------------------------------------------
+
+# On both sides of every border that a field has, and of every type.
+BORDERS: Final[tuple[object, ...]] = (
+    *NEVER,
+    *(None, False, True, "", "a", "a\nb", "x" * MAX_ERROR_CHARACTERS, "failures", (), bytes(16)),
+    *range(len(ErrorCode) + 2),
+    *(10**15, 10**15 + 1, 253_402_300_799_000_000, 253_402_300_799_000_001, MAX_INTEGER),
+)
+
+
+def fields_or_refusal(read: Callable[[tuple[Any, ...]], Message], array: tuple[Any, ...]) -> object:
+    try:
+        message = read(array)
+    except ValueError as error:
+        return type(error), str(error)
+    return type(message), [(type(field), field) for field in message]
+
+
+@by_kind
+def test_a_reader_gives_and_refuses_what_the_decoders_of_its_fields_do(
+    message: Message, golden: str
+) -> None:
+    fields = wire._FIELDS[type(message)]
+
+    def field_by_field(array: tuple[Any, ...]) -> Message:
+        values = [field.decode(value) for field, value in zip(fields, array[1:], strict=True)]
+        return type(message)(*values)
+
+    arrays = [array_of(golden)]
+    for place in range(1, len(arrays[0])):
+        for value in BORDERS:
+            one = put(arrays[0], (place,), value)
+            two = [put(one, (later,), -1) for later in range(place + 1, len(one))]
+            arrays += [one, *two]  # of two that are wrong, the first is named
+    for array in arrays:
+        expected = fields_or_refusal(field_by_field, array)
+        assert fields_or_refusal(wire._READERS[type(message)], array) == expected, array
+
+
+def test_names_are_remembered_up_to_a_limit_and_refused_ones_not_at_all() -> None:
+    for number in range(wire._MAX_KNOWN_NAMES + 2):
+        assert decode(encode(GetStats(1, f"n{number}")), TO_CONTROL) == GetStats(1, f"n{number}")
+        assert len(wire._known_names) <= wire._MAX_KNOWN_NAMES
+    for _ in range(2):
+        assert refusal(encode(GetStats(1, "a\nb")), TO_CONTROL).code is ErrorCode.BAD_CONFIG
+    assert "a\nb" not in wire._known_names
 
 
 # -- names, texts, configurations ------------------------------------------------------------------
