@@ -24,6 +24,7 @@ from switchgear.wire import KINDS, Acquire, Declare, Granted, Hello, Report, Rep
 CLIENTS, WINDOW = 2, 64
 GOAL: Final = 0.45
 NEVER: Final = 2**62  # a deadline
+STRICT: Final = (5, 2, 30_000_000, 1, 60_000_000, 0, 1)  # a configuration: ask for each call
 
 
 def load_echo(address: str, seconds: float) -> int:
@@ -48,7 +49,7 @@ def load_manager(address: str, seconds: float) -> int:
     with dealer(f"{address}.data") as socket:
         socket.send(msgpack.packb((KINDS[Hello], 1, 1, 1, os.urandom(16), os.getpid())))
         epoch = msgpack.unpackb(socket.recv())[3]
-        socket.send(msgpack.packb((KINDS[Declare], 0, "bench", None)))
+        socket.send(msgpack.packb((KINDS[Declare], 0, "bench", STRICT)))
         socket.recv()
         for number in range(1, WINDOW + 1):
             socket.send(msgpack.packb((acquire, number, "bench", NEVER)))
@@ -58,7 +59,7 @@ def load_manager(address: str, seconds: float) -> int:
                 kind, number, operation, *_ = msgpack.unpackb(frame)
                 if kind == KINDS[Granted]:
                     granted += 1
-                    outcome = (report, granted, "bench", epoch, operation, 0, 1, None)
+                    outcome = (report, granted, "bench", epoch, operation, 1, 0, 1, None)
                     socket.send(msgpack.packb(outcome))
                     socket.send(msgpack.packb((acquire, number + WINDOW, "bench", NEVER)))
                 elif kind == KINDS[Reported]:

@@ -12,7 +12,7 @@ defect of breakers anywhere, the half-open circuit that waits for ever for a los
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Final, NamedTuple, overload
 
@@ -58,6 +58,22 @@ class Rejection(NamedTuple):
     last_error: str | None
 
 
+class Tally(NamedTuple):
+    """What calls came to that ran, or were rejected, under a lease; failures are told one by one.
+
+    Attributes:
+        successes: How many.
+        neutral: How many.
+        rejected: How many.
+        durations: Seconds that the last of the successes took, oldest first.
+    """
+
+    successes: int
+    neutral: int
+    rejected: int
+    durations: Sequence[float]
+
+
 class Transition(NamedTuple):
     """One step of a circuit. `old is new` only for the reset of a circuit that was closed."""
 
@@ -75,7 +91,6 @@ class Circuit:
         "_entries",
         "_half_open_at",
         "_in_flight",
-        "_last_error",
         "_last_error_at",
         "_permits_lost",
         "_probes",
@@ -90,6 +105,7 @@ class Circuit:
         "consecutive_failures",
         "consecutive_successes",
         "generation",
+        "last_error",
         "name",
         "state",
     )
@@ -110,7 +126,7 @@ class Circuit:
         self._silent = 0  # lost, and not reported after all
         self._stale_reports = 0
         self._entries = {State.CLOSED: 0, State.OPEN: 0, State.HALF_OPEN: 0}
-        self._last_error: str | None = None
+        self.last_error: str | None = None
         self._last_error_at: float | None = None
         self._state_changed_at = now
         self._window = LatencyWindow()
@@ -144,7 +160,7 @@ class Circuit:
             self._probes[permit_id] = probe
             return probe
         self._total_rejected += 1
-        return Rejection(self.state, self.retry_after(now), self._last_error)
+        return Rejection(self.state, self.retry_after(now), self.last_error)
 
     def report(
         self,
@@ -178,19 +194,60 @@ class Circuit:
             self._count(outcome, now, duration, error)
             return Verdict.EXPIRED
         self._in_flight -= 1
-        if permit.generation != self.generation:
-            return self.report_orphan(outcome, now, duration, error)
         self._count(outcome, now, duration, error)
+        if permit.generation != self.generation:
+            self._stale_reports += 1
+            return Verdict.STALE
         self._judge(outcome, now)
         return Verdict.COUNTED
 
-    def report_orphan(
-        self, outcome: Outcome, now: float, duration: float = 0.0, error: str | None = None
+    def report_leased(
+        self,
+        generation: int,
+        outcome: Outcome,
+        now: float,
+        duration: float = 0.0,
+        error: str | None = None,
     ) -> Verdict:
-        """Count a call that an earlier manager admitted: in the totals, and STALE."""
-        self._stale_reports += 1
+        """Take the outcome of a call that ran under a lease, which is a permit for any number.
+
+        Args:
+            generation: The lease's; 0 for one that an earlier manager granted.
+            outcome: How the call ended.
+            now: Seconds.
+            duration: How long the call took, seconds.
+            error: For a failure, what it was.
+
+        Returns:
+            COUNTED or STALE.
+
+        Raises:
+            Nothing.
+        """
         self._count(outcome, now, duration, error)
-        return Verdict.STALE
+        if not self._leases(generation):
+            self._stale_reports += 1
+            return Verdict.STALE
+        self._judge(outcome, now)
+        return Verdict.COUNTED
+
+    def report_tally(self, generation: int, tally: Tally) -> Verdict:
+        """Take the outcomes of many calls under one lease, at the cost of one; else as above."""
+        self._totals[Outcome.SUCCESS] += tally.successes
+        self._totals[Outcome.NEUTRAL] += tally.neutral
+        self._total_rejected += tally.rejected
+        self._window.extend(tally.durations)
+        if not self._leases(generation):
+            self._stale_reports += tally.successes + tally.neutral
+            return Verdict.STALE
+        if tally.successes:
+            self.consecutive_successes += tally.successes
+            self.consecutive_failures = 0
+        return Verdict.COUNTED
+
+    def _leases(self, generation: int) -> bool:
+        # Only a closed circuit is leased; who says otherwise must not pass for a probe.
+        return generation == self.generation and self.state is State.CLOSED
 
     def _count(self, outcome: Outcome, now: float, duration: float, error: str | None) -> None:
         self._totals[outcome] += 1
@@ -198,7 +255,7 @@ class Circuit:
             return
         self._window.add(duration)
         if outcome is Outcome.FAILURE:
-            self._last_error = error
+            self.last_error = error
             self._last_error_at = now
 
     def _judge(self, outcome: Outcome, now: float) -> None:
@@ -317,7 +374,7 @@ class Circuit:
             consecutive_successes=self.consecutive_successes,
             consecutive_failures=self.consecutive_failures,
             in_flight=self._in_flight,
-            last_error=self._last_error,
+            last_error=self.last_error,
             last_error_at=_utc(self._last_error_at, utc_offset),
             state_changed_at=_utc(self._state_changed_at, utc_offset),
             retry_after=self.retry_after(now),

@@ -43,10 +43,33 @@ class CallNotPermittedError(BreakerError):
         last_error: str | None = None,
     ) -> None:
         super().__init__(name, state, retry_after, last_error)
-        self.name = name
-        self.state = state
-        self.retry_after = retry_after
-        self.last_error = last_error
+
+    # The facts are what the exception was made of, and are kept nowhere else: an open circuit may
+    # reject a million calls a second, and attributes of its own would double what one costs.
+
+    @property
+    def name(self) -> str:
+        """See the class."""
+        name: str = self.args[0]
+        return name
+
+    @property
+    def state(self) -> State:
+        """See the class."""
+        state: State = self.args[1]
+        return state
+
+    @property
+    def retry_after(self) -> float | None:
+        """See the class."""
+        retry_after: float | None = self.args[2]
+        return retry_after
+
+    @property
+    def last_error(self) -> str | None:
+        """See the class."""
+        last_error: str | None = self.args[3]
+        return last_error
 
     def __str__(self) -> str:
         text = f"circuit {self.name!r} is {self.state}"

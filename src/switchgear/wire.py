@@ -21,10 +21,10 @@ from typing import Annotated, Any, Final, NamedTuple, get_args, get_type_hints
 import msgpack
 
 from .circuit import CAUSES
-from .config import MAX_SECONDS, CircuitConfig, Consistency, LostPermit, check_name
+from .config import MAX_COUNT, MAX_SECONDS, CircuitConfig, Consistency, LostPermit, check_name
 from .errors import ConfigError, ProtocolError
 from .states import Outcome, State, Verdict
-from .stats import CircuitStats, MetricsSnapshot
+from .stats import LATENCY_WINDOW, CircuitStats, MetricsSnapshot
 
 PROTOCOL: Final = 1  # the only version there is; negotiated in Hello and Welcome
 MAX_FRAME: Final = 64 * 1024  # bytes of one message
@@ -167,12 +167,14 @@ def _record(build: Callable[..., Any], fields: Mapping[str, _Field]) -> _Field:
     return _Field(decode, encode)
 
 
-def _page_of(field: _Field) -> _Field:
+def _array_of(field: _Field, most: int) -> _Field:
     def decode(value: object) -> tuple[object, ...]:
-        if type(value) is tuple and len(value) <= PAGE:
-            return tuple(_decode_row(value, (field,) * len(value)))
-        raise ValueError(f"expected an array of at most {PAGE}, got {_short(value)}")
+        if type(value) is tuple and len(value) <= most:
+            return tuple([field.decode(item) for item in value])
+        raise ValueError(f"expected an array of at most {most}, got {_short(value)}")
 
+    if field.encode is None:
+        return _Field(decode)
     return _Field(decode, lambda value: _encode_row(value, (field,) * len(value)))
 
 
@@ -213,6 +215,7 @@ def _short(value: object) -> str:
 
 
 _integer = _whole(_MAX_INTEGER)
+_count = _whole(MAX_COUNT)
 _micros = _whole(_MAX_MICROS)
 _duration = _Field(
     lambda value: to_seconds(_micros.decode(value)),
@@ -239,6 +242,7 @@ _cause = _of_type(str, f"one of {', '.join(sorted(CAUSES))}", CAUSES.__contains_
 _token = _of_type(bytes, "16 bytes", lambda value: len(value) == 16)
 _flag = _of_type(bool, "a boolean", lambda value: True)
 _state = _place_in(tuple(State))
+_leased_state = _place_in((State.CLOSED, State.OPEN))
 _config = _record(
     CircuitConfig,
     {
@@ -297,6 +301,7 @@ _metrics = _record(
 # What the annotations below are made of. A request's number is its sender's, and rises; an
 # operation's is the manager's, and rises with every decision it makes, whoever it was made for.
 Number = Annotated[int, _integer]
+Count = Annotated[int, _count]
 Micros = Annotated[int, _micros]
 Instant = Annotated[int, _integer]
 Text = Annotated[str, _text]
@@ -324,6 +329,7 @@ class Welcome(NamedTuple):
     epoch: Number  # the manager's life
     clock: Instant  # the manager's monotonic clock
     reports: Number  # the last report of this session that was taken in
+    lease: Micros  # how long a session's leases hold
 
 
 class Error(NamedTuple):
@@ -381,16 +387,50 @@ class Rejected(NamedTuple):
     last_error: Annotated[str | None, _optional(_text)]
 
 
+class Leased(NamedTuple):
+    """What the session may decide about a circuit from now on, without asking.
+
+    Closed: run every call. Open: reject every call, until `until`.
+    """
+
+    name: Name
+    generation: Number
+    state: Annotated[State, _leased_state]
+    until: Annotated[int | None, _optional(_integer)]  # on the manager's clock; None when closed
+    last_error: Annotated[str | None, _optional(_text)]
+
+
+class Revoked(NamedTuple):
+    """The session may decide nothing about a circuit any more: ask for every call."""
+
+    name: Name
+    generation: Number
+
+
 class Report(NamedTuple):
     """How one call ended. The numbers of a session's reports are 1, 2, 3 ... without a gap."""
 
     number: Number
     name: Name
-    epoch: Number  # of the manager that issued the permit
-    permit: Number
+    epoch: Number  # of the manager that issued the permit, or the lease
+    permit: Annotated[int | None, _optional(_integer)]  # None: it ran under a lease
+    generation: Number  # of the permit, or of the lease
     outcome: Annotated[Outcome, _number_of(Outcome)]
     duration: Micros
     error: Annotated[str | None, _optional(_text)]
+
+
+class Batch(NamedTuple):
+    """How many calls under one lease ended. Numbered as if it were one Report."""
+
+    number: Number
+    name: Name
+    epoch: Number
+    generation: Number
+    successes: Count
+    neutral: Count
+    rejected: Count
+    durations: Annotated[tuple[int, ...], _array_of(_micros, LATENCY_WINDOW)]  # the last successes'
 
 
 class Reported(NamedTuple):
@@ -478,7 +518,7 @@ class ListOf(NamedTuple):
 
     request: Number
     operation: Number
-    circuits: Annotated[tuple[CircuitStats, ...], _page_of(_stats)]
+    circuits: Annotated[tuple[CircuitStats, ...], _array_of(_stats, PAGE)]
     more: Annotated[bool, _flag]
 
 
@@ -494,6 +534,7 @@ class ResetDone(NamedTuple):
 
     request: Number
     operation: Number
+    name: Name
     generation: Number
 
 
@@ -540,8 +581,8 @@ class Stopping(NamedTuple):
 
 Message = (
     Hello | Welcome | Error
-    | Declare | Declared | Acquire | Granted | Rejected
-    | Report | Reported | Sync | Synced | Goodbye
+    | Declare | Declared | Acquire | Granted | Rejected | Leased | Revoked
+    | Report | Batch | Reported | Sync | Synced | Goodbye
     | Ping | Pong | GetStats | StatsOf | GetMetrics | MetricsOf | GetList | ListOf
     | Reset | ResetDone | Subscribe | Subscribed | Event | Shutdown | Stopping
 )  # fmt: skip
@@ -561,6 +602,9 @@ KINDS: Final[Mapping[type[Message], int]] = {
     Sync: 17,
     Synced: 18,
     Goodbye: 19,
+    Leased: 20,
+    Revoked: 21,
+    Batch: 22,
     Ping: 30,
     Pong: 31,
     GetStats: 32,
@@ -577,8 +621,10 @@ KINDS: Final[Mapping[type[Message], int]] = {
     Shutdown: 43,
     Stopping: 44,
 }
-TO_DATA: Final = frozenset({Hello, Declare, Acquire, Report, Sync, Goodbye})
-FROM_DATA: Final = frozenset({Welcome, Error, Declared, Granted, Rejected, Reported, Synced})
+TO_DATA: Final = frozenset({Hello, Declare, Acquire, Report, Batch, Sync, Goodbye})
+FROM_DATA: Final = frozenset(
+    {Welcome, Error, Declared, Granted, Rejected, Leased, Revoked, Reported, Synced}
+)
 TO_CONTROL: Final = frozenset(
     {Hello, Ping, GetStats, GetMetrics, GetList, Reset, Subscribe, Shutdown}
 )
@@ -694,7 +740,7 @@ def decode(frame: bytes, allowed: Set[type[Message]]) -> Message:
             use_list=False,
             max_str_len=4 * MAX_ERROR_CHARACTERS,
             max_bin_len=64,
-            max_array_len=64,
+            max_array_len=128,
             max_map_len=0,
             max_ext_len=0,
         )

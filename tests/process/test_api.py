@@ -358,7 +358,10 @@ def test_a_block_is_a_call(breaker: sg.Breaker, name: str) -> None:
     assert totals(breaker) == (1, 1, 0, 0)
 
 
-def test_blocks_of_one_breaker_nest_and_each_ends_its_own_permit(breaker: sg.Breaker) -> None:
+def test_blocks_of_one_breaker_nest_and_each_ends_its_own_permit(
+    manager: sg.Manager, name: str
+) -> None:
+    breaker = manager.breaker(name, consistency="strict")
     with breaker as outer:
         with pytest.raises(ConnectionError), breaker:
             fail()
@@ -519,7 +522,8 @@ def test_a_flushed_permit_has_its_verdict(manager: sg.Manager, breaker: sg.Break
     assert breaker.metrics().stale_reports == 1
 
 
-def test_permits_are_numbered_in_the_order_of_the_manager(breaker: sg.Breaker) -> None:
+def test_permits_are_numbered_in_the_order_of_the_manager(manager: sg.Manager, name: str) -> None:
+    breaker = manager.breaker(name, consistency="strict")
     operations: list[int] = []
     for _ in range(5):
         with breaker.acquire() as permit:
@@ -1009,7 +1013,7 @@ def test_a_call_that_runs_while_its_client_is_closed_keeps_its_result(
 def test_closing_a_client_frees_whoever_waits_for_an_answer(manager: sg.Manager, name: str) -> None:
     assert manager.pid is not None
     client = sg.connect(manager.address, acquire_timeout=60.0)
-    breaker = client.breaker(name)
+    breaker = client.breaker(name, consistency="strict")
     breaker.execute(echo)
     client.flush()
     caught: list[BaseException] = []

@@ -28,6 +28,7 @@ from switchgear.wire import (
     TO_CONTROL,
     TO_DATA,
     Acquire,
+    Batch,
     Declare,
     ErrorCode,
     GetList,
@@ -56,6 +57,7 @@ UNKNOWN_KIND: Final = ErrorCode.UNKNOWN_KIND
 BAD_CONFIG: Final = ErrorCode.BAD_CONFIG
 
 CONFIG: Final = (5, 2, 30_000_000, 1, 60_000_000, 0, 0)
+STRICT: Final = (*CONFIG[:-1], 1)  # so that an answer comes alone, without a lease
 LATER: Final = 2**62  # on the manager's clock: a deadline that does not pass
 CALLS_AFTERWARDS: Final = 10  # of a bystander, before it is believed to be undisturbed
 
@@ -112,14 +114,14 @@ class Peer:
 
     def hello(self) -> int:
         """Greet, and return the number of reports that the manager has of us."""
-        welcome = self.ask(pack(KINDS[Hello], 1, 1, self.token, os.getpid()))
-        assert welcome[:2] == (KINDS[Welcome], 1)
-        self.epoch = welcome[2]
-        reports: int = welcome[4]
+        welcome = self.ask(pack(KINDS[Hello], next(numbers), 1, 1, self.token, os.getpid()))
+        assert (welcome[0], welcome[2]) == (KINDS[Welcome], 1)
+        self.epoch = welcome[3]
+        reports: int = welcome[5]
         return reports
 
     def declare(self, name: str) -> None:
-        assert self.ask(pack(KINDS[Declare], next(numbers), name, None))[0] == 11
+        assert self.ask(pack(KINDS[Declare], next(numbers), name, STRICT))[0] == 11
 
     def acquire(self, name: str) -> int:
         """A permit's number."""
@@ -130,7 +132,7 @@ class Peer:
 
     def report(self, number: int, name: str, permit: int) -> bytes:
         """The frame of a success."""
-        return pack(KINDS[Report], number, name, self.epoch, permit, 0, 1250, None)
+        return pack(KINDS[Report], number, name, self.epoch, permit, 1, 0, 1250, None)
 
     def assert_alive(self) -> None:
         """The next thing heard is the answer to a request made now: there was no other."""
@@ -301,7 +303,7 @@ def test_a_message_of_the_largest_size_is_taken(peer: Peer, control: ControlPeer
 
 
 def test_a_message_cut_short_anywhere_is_refused(peer: Peer, circuit: str) -> None:
-    whole = pack(KINDS[Report], 1, circuit, 1_700_000_000_000_000, 5, 1, 25, "TimeoutError: é")
+    whole = pack(KINDS[Report], 1, circuit, 1_700_000_000_000_000, 5, 1, 1, 25, "TimeoutError: é")
     for length in range(len(whole)):
         assert peer.refusal(whole[:length]) == (0, 0, MALFORMED)
     peer.assert_alive()
@@ -436,7 +438,8 @@ def test_a_name_too_long_or_not_printable_is_refused(
     circuits = set(manager.breakers())
     assert peer.refusal(pack(10, 7, name, None)) == (10, 7, BAD_CONFIG)
     assert peer.refusal(pack(12, 7, name, LATER)) == (12, 7, BAD_CONFIG)
-    assert peer.refusal(pack(15, 1, name, 1, 1, 0, 0, None)) == (15, 1, BAD_CONFIG)
+    assert peer.refusal(pack(15, 1, name, 1, 1, 1, 0, 0, None)) == (15, 1, BAD_CONFIG)
+    assert peer.refusal(pack(22, 1, name, 1, 1, 0, 0, 0, ())) == (22, 1, BAD_CONFIG)
     for kind in (32, 34, 38):
         assert control.refusal(pack(kind, 7, name)) == (kind, 7, BAD_CONFIG)
     if name:  # an empty one asks for the first page
@@ -472,7 +475,7 @@ def test_a_config_out_of_its_range_is_refused_and_the_one_in_force_stays(
 
 def test_a_kind_that_does_not_exist_is_refused(peer: Peer, control: ControlPeer) -> None:
     for sender in (peer, control):
-        for kind in (0, 4, 20, 29, 45, 99, 2**63 - 1):
+        for kind in (0, 4, 23, 29, 45, 99, 2**63 - 1):
             assert sender.refusal(pack(kind, 7, "x")) == (kind, 7, UNKNOWN_KIND)
         for kind in (-1, 2**63, 2**64 - 1):  # no number that the answer could repeat
             assert sender.refusal(pack(kind, 7, "x")) == (0, 7, UNKNOWN_KIND)
@@ -487,7 +490,8 @@ def test_a_message_of_the_other_socket_or_the_other_way_is_refused(
     good: dict[type, tuple[object, ...]] = {
         Declare: ("x", None),
         Acquire: ("x", LATER),
-        Report: ("x", 1, 1, 0, 0, None),
+        Report: ("x", 1, 1, 1, 0, 0, None),
+        Batch: ("x", 1, 1, 0, 0, 0, ()),
         GetStats: ("x",),
         GetMetrics: ("x",),
         GetList: ("",),
@@ -512,9 +516,9 @@ def test_a_message_of_the_other_socket_or_the_other_way_is_refused(
 def test_a_hello_without_our_version_is_refused_and_opens_no_session(
     stranger: Peer, control: ControlPeer, lowest: int, highest: int
 ) -> None:
-    frame = pack(KINDS[Hello], lowest, highest, os.urandom(16), 1)
+    frame = pack(KINDS[Hello], 7, lowest, highest, os.urandom(16), 1)
     for sender in (stranger, control):
-        assert sender.refusal(frame) == (KINDS[Hello], lowest, ErrorCode.WRONG_PROTOCOL)
+        assert sender.refusal(frame) == (KINDS[Hello], 7, ErrorCode.WRONG_PROTOCOL)
     assert stranger.refusal(pack(10, 7, "x", None)) == (10, 7, ErrorCode.NO_SESSION)
     stranger.hello()
     stranger.assert_alive()
@@ -524,7 +528,8 @@ def test_a_message_before_hello_or_after_goodbye_is_refused(stranger: Peer, circ
     frames = {
         Declare: pack(10, 7, circuit, None),
         Acquire: pack(12, 7, circuit, LATER),
-        Report: pack(15, 7, circuit, 1, 1, 0, 0, None),
+        Report: pack(15, 7, circuit, 1, 1, 1, 0, 0, None),
+        Batch: pack(22, 7, circuit, 1, 1, 1, 0, 0, ()),
         Sync: pack(17, 7),
     }
     assert set(frames) == TO_DATA - {Hello, Goodbye}
@@ -542,7 +547,7 @@ def test_a_circuit_that_nobody_has_declared_is_refused(
 ) -> None:
     unknown = ErrorCode.UNKNOWN_CIRCUIT
     assert peer.refusal(pack(12, 7, circuit, LATER)) == (12, 7, unknown)
-    assert peer.refusal(pack(15, 1, circuit, peer.epoch - 1, 1, 0, 0, None)) == (15, 1, unknown)
+    assert peer.refusal(pack(15, 1, circuit, peer.epoch - 1, 1, 1, 0, 0, None)) == (15, 1, unknown)
     assert peer.hello() == 1, "such a report is taken in"
     for kind in (32, 34, 38):
         assert control.refusal(pack(kind, 7, circuit)) == (kind, 7, unknown)
@@ -661,7 +666,7 @@ def test_a_hundred_bad_frames_in_one_message_harm_nobody(peer: Peer, control: Co
 
 def test_a_bad_frame_harms_nothing_before_or_behind_it(peer: Peer, circuit: str) -> None:
     peer.send(
-        pack(KINDS[Declare], 7, circuit, None),
+        pack(KINDS[Declare], 7, circuit, STRICT),
         b"",
         pack(99, 8),
         pack(KINDS[Acquire], 9, circuit, LATER),

@@ -30,13 +30,25 @@ class Asked(NamedTuple):
 
 
 class Reported(NamedTuple):
-    """The call came back. `call` is None for one that an earlier manager admitted."""
+    """The call came back. `call` is None for one that nobody asked for, because it was leased."""
 
     at: float
     call: int | None
     outcome: Outcome
-    duration: float
+    duration: float | None  # None: nobody knows
     error: str | None
+    lease: int = 0  # its generation; none of this circuit's for one that an earlier manager gave
+
+
+class Tallied(NamedTuple):
+    """Many leased calls came back, or were rejected. Who counted them kept the last durations."""
+
+    at: float
+    lease: int
+    successes: int
+    neutral: int
+    rejected: int
+    durations: list[float]
 
 
 class Looked(NamedTuple):
@@ -58,7 +70,7 @@ class Configured(NamedTuple):
     config: CircuitConfig
 
 
-Event = Asked | Reported | Looked | Reset | Configured
+Event = Asked | Reported | Tallied | Looked | Reset | Configured
 
 
 # -- what follows from it ----------------------------------------------------------------------
@@ -95,7 +107,8 @@ class Life:
     config: CircuitConfig
     spells: list[Spell]
     asked: int = 0
-    orphans: int = 0
+    rejected_elsewhere: int = 0  # under leases
+    tallies: list[Verdict] = field(default_factory=list)
     admitted: dict[int, Call] = field(default_factory=dict)
     lost: dict[int, float] = field(default_factory=dict)  # by call, when it was noticed
     endings: list[Ending] = field(default_factory=list)
@@ -155,11 +168,12 @@ class Life:
 
     @property
     def rejected(self) -> int:
-        return self.asked - len(self.admitted)
+        return self.asked - len(self.admitted) + self.rejected_elsewhere
 
     @property
     def attempts(self) -> int:
-        return self.asked + self.orphans
+        leased = sum(1 for ending in self.endings if ending.report.call is None)
+        return self.asked + leased + self.rejected_elsewhere
 
     # The outcomes
 
@@ -187,11 +201,11 @@ class Life:
 
     @property
     def window(self) -> list[float]:
-        """The durations of the last 100 executed calls, sorted."""
+        """The durations of the last 100 executed calls of which they are known, sorted."""
         executed = [
             ending.report.duration
             for ending in self.endings
-            if ending.report.outcome is not Outcome.NEUTRAL
+            if ending.report.outcome is not Outcome.NEUTRAL and ending.report.duration is not None
         ]
         return sorted(executed[-100:])
 
@@ -208,6 +222,8 @@ class Life:
                 self.asked += 1
             case Reported():
                 self._hear(event)
+            case Tallied():
+                self._hear_all(event)
             case Looked(at):
                 self._notice(at)
             case Reset(at):
@@ -216,17 +232,33 @@ class Life:
                 self.config = config
 
     def _hear(self, report: Reported) -> None:
-        if report.call is None:
-            self.orphans += 1
-            self.endings.append(Ending(Verdict.STALE, None, report))
-        elif report.call in self.lost:
+        if report.call in self.lost:
             self.endings.append(Ending(Verdict.EXPIRED, None, report))
-        elif self.admitted[report.call].generation != self.generation:
+        elif not self._is_current(report):
             self.endings.append(Ending(Verdict.STALE, None, report))
         else:
             self.endings.append(Ending(Verdict.COUNTED, self.generation, report))
             for state, cause in self._follows(report.outcome):
                 self._begin(state, cause, report.at)
+
+    def _is_current(self, report: Reported) -> bool:
+        if report.call is not None:
+            return self.admitted[report.call].generation == self.generation
+        return self.is_leased(report.lease)
+
+    def is_leased(self, generation: int) -> bool:
+        """Calls may run without asking in this spell, and it is the current one."""
+        return generation == self.generation and self.state is State.CLOSED
+
+    def _hear_all(self, tally: Tallied) -> None:
+        # Nothing of it can move a circuit, so one by one is as good as together.
+        self.tallies.append(Verdict.COUNTED if self.is_leased(tally.lease) else Verdict.STALE)
+        self.rejected_elsewhere += tally.rejected
+        unknown = [None] * (tally.successes - len(tally.durations))
+        for duration in (*unknown, *tally.durations):
+            self._hear(Reported(tally.at, None, Outcome.SUCCESS, duration, None, tally.lease))
+        for _ in range(tally.neutral):
+            self._hear(Reported(tally.at, None, Outcome.NEUTRAL, None, None, tally.lease))
 
     def _follows(self, outcome: Outcome) -> Iterator[tuple[State, str]]:
         match self.state, outcome:

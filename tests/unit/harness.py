@@ -6,21 +6,32 @@ arrives when, what is lost or comes twice, when a connection breaks and when ano
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import defaultdict, deque
 from collections.abc import Callable
+from enum import Enum
 from typing import Final, NamedTuple
 
-from switchgear.client.session import Answer, Session
+from switchgear.client.lease import Gate, Lease, Settled
+from switchgear.client.reports import One
+from switchgear.client.session import Answer, Grant, Session
 from switchgear.manager.actor import CONTROL, DATA, Actor, Peer, Send
+from switchgear.states import Outcome
 from switchgear.wire import (
     FROM_CONTROL,
     FROM_DATA,
     TO_CONTROL,
     TO_DATA,
+    Acquire,
+    Batch,
     Error,
     Event,
+    Granted,
     Malformed,
     Message,
+    Rejected,
+    Report,
+    Reported,
     decode,
     encode,
 )
@@ -44,6 +55,16 @@ class Waiter:
         self.answer, self.answered = answer, True
 
 
+class How(Enum):
+    """What became of a call."""
+
+    LEASED = "it ran, and nobody was asked"
+    REJECTED_HERE = "it was rejected, and nobody was asked"
+    ASKED = "the manager is asked"
+    GRANTED = "it ran, and the manager was asked"
+    REJECTED = "the manager rejected it"
+
+
 class Said(NamedTuple):
     """A message that was sent, by whom and where, whether it arrived or not."""
 
@@ -51,6 +72,7 @@ class Said(NamedTuple):
     client: int
     connection: int
     message: Message
+    at: float
 
 
 class Wire:
@@ -63,13 +85,53 @@ class Wire:
 
 
 class Client:
-    """A session and its two connections."""
+    """A session, its two connections, and what its leases hand on."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, clock: Callable[[], float]) -> None:
         self.number = number
-        self.session = Session(bytes([number + 1]) * 16, 1_000 + number)
+        self.clock = clock
+        self.gates: defaultdict[str, Gate] = defaultdict(Gate)
+        self.dirty: list[Lease] = []
+        self.session = Session(bytes([number + 1]) * 16, 1_000 + number, self.gates, self)
         self.wires = (Wire(), Wire())
         self.events: list[Event] = []
+
+    def gate(self, name: str) -> Gate:
+        """Where breakers look; there is one for every circuit that anybody asks about."""
+        return self.gates[name]
+
+    def rouse(self, lease: Lease) -> None:
+        """See `Outlet`."""
+        self.dirty.append(lease)
+
+    def fail(
+        self, lease: Lease, duration: float, error: str | None, settled: Settled | None
+    ) -> None:
+        """See `Outlet`."""
+        grant = (lease.epoch, None, lease.generation)
+        self.gates[lease.name].suspend()
+        failure = One(lease.name, grant, Outcome.FAILURE, duration, error, settled)
+        self.session.report_failure(failure, lease, now=self.clock())
+
+    def report(
+        self,
+        name: str,
+        grant: Grant,
+        outcome: Outcome = Outcome.SUCCESS,
+        error: str | None = None,
+        settled: Settled | None = None,
+    ) -> None:
+        """Say how a call ended that was asked for, as `Link.report` does."""
+        if outcome is Outcome.FAILURE:
+            self.gates[name].suspend()
+        self.session.report(name, grant, outcome, 0.001, error, settled, now=self.clock())
+
+    def flush(self) -> None:
+        """Collect what callers have left in leases, as the I/O thread does now and then."""
+        while self.dirty:
+            lease = self.dirty.pop(0)
+            lease.idle = True
+            self.session.collect(lease, now=self.clock())
 
 
 class Pair:
@@ -86,8 +148,14 @@ class Pair:
         self.skew = skew
         self.epoch = 1
         self.actor = Actor(self.epoch)
-        self.clients = [Client(number) for number in range(clients)]
+        self.clients = [Client(number, lambda: self.now) for number in range(clients)]
         self.said: list[Said] = []
+        self.undelivered: list[Message] = []
+        self.taken_in: list[Report] = []
+        # By client, when it sent the last of the messages that were answered; see "Leases" in the
+        # protocol. An answer counts when it is said, which is before it arrives.
+        self.answered: defaultdict[int, float] = defaultdict(lambda: -math.inf)
+        self.last_sent: dict[tuple[int, type[Message], tuple[object, ...]], float] = {}
         self._connections = 0
         if connected:
             self.connect_all()
@@ -149,7 +217,11 @@ class Pair:
             answer = Error(wrong.kind, wrong.ref, wrong.code, wrong.text)
             self._route([Send(wire.peer, answer)])
         else:
+            session = self.actor._connected.get(wire.peer)
+            before = 0 if session is None else session.reports
             self._route(self.actor.receive(wire.peer, message, self.now + self.skew))
+            if isinstance(message, Report) and session is not None and session.reports > before:
+                self.taken_in.append(message)
         self.check()
         return True
 
@@ -188,7 +260,9 @@ class Pair:
             session = client.session
             while session.outbox:
                 connection, message = session.outbox.pop(0)
-                self.said.append(Said(True, client.number, connection, message))
+                said = Said(True, client.number, connection, message, self.now)
+                self.said.append(said)
+                self.last_sent[client.number, type(message), message[:1]] = self.now
                 wire = client.wires[connection]
                 assert wire.peer is not None, f"sent without a connection: {message}"
                 wire.up.append(encode(message))
@@ -222,13 +296,27 @@ class Pair:
         for send in sends:
             found = self._wire_of(send.peer)
             if found is None:
+                self.undelivered.append(send.message)
                 now = self.now + self.skew
                 self._route(self.actor.undelivered(send, now, gone=True))
             else:
                 client, wire = found
-                said = Said(False, client.number, send.peer.socket, send.message)
+                said = Said(False, client.number, send.peer.socket, send.message, self.now)
                 self.said.append(said)
+                self._note_answer(said)
                 wire.down.append(encode(send.message))
+
+    def _note_answer(self, said: Said) -> None:
+        match said.message:
+            case Granted(request) | Rejected(request):
+                asked: list[tuple[type[Message], int]] = [(Acquire, request)]
+            case Reported(number):
+                asked = [(Report, number), (Batch, number)]
+            case _:
+                return
+        for kind, number in asked:
+            at = self.last_sent.get((said.client, kind, (number,)), -math.inf)
+            self.answered[said.client] = max(self.answered[said.client], at)
 
     def _wire_of(self, peer: Peer) -> tuple[Client, Wire] | None:
         for client in self.clients:
@@ -239,9 +327,59 @@ class Pair:
 
     # -- what callers do ---------------------------------------------------------------------------
 
+    def admit(self, name: str = "a", *, client: int = 0) -> Lease | Waiter | None:
+        """Begin a call, as a breaker does: the lease it runs under, None: rejected, or who asks."""
+        lease = self.clients[client].gates[name].lease
+        if self.now < lease.term.until:
+            return lease
+        if self.now < lease.rejects_until:
+            lease.reject(self.now)
+            return None
+        return self.acquire(name, client=client)
+
+    def end(self, lease: Lease, outcome: Outcome = Outcome.SUCCESS) -> None:
+        """End a call that ran under a lease, as a breaker does."""
+        if outcome is Outcome.SUCCESS:
+            lease.successes.append(0.001)
+            if lease.idle:
+                lease.rouse()
+        else:
+            lease.report(outcome, 0.001, "OSError: down" if outcome is Outcome.FAILURE else None)
+        self.collect()
+
+    def call(self, outcome: Outcome = Outcome.SUCCESS, name: str = "a", *, client: int = 0) -> How:
+        """A whole call, with all that has to be delivered for it."""
+        admitted = self.admit(name, client=client)
+        if isinstance(admitted, Lease):
+            self.end(admitted, outcome)
+            return How.LEASED
+        if admitted is None:
+            return How.REJECTED_HERE
+        self.run()
+        if isinstance(admitted.answer, Grant):
+            self.clients[client].report(name, admitted.answer, outcome)
+            self.collect()
+            return How.GRANTED
+        assert isinstance(admitted.answer, Rejected), admitted.answer
+        return How.REJECTED
+
+    def how(self, name: str = "a", *, client: int = 0) -> How:
+        """What would become of a call now; ASKED when the manager would be. Makes none."""
+        lease = self.clients[client].gates[name].lease
+        if self.now < lease.term.until:
+            return How.LEASED
+        return How.REJECTED_HERE if self.now < lease.rejects_until else How.ASKED
+
+    def collect_leases(self) -> None:
+        """Have every client report what its callers have left in leases."""
+        for client in self.clients:
+            client.flush()
+        self.collect()
+
     def acquire(self, name: str = "a", *, client: int = 0, timeout: float = 0.05) -> Waiter:
         """Ask for a permit."""
         waiter = Waiter(f"acquire {name}")
+        self.clients[client].gate(name)
         self.clients[client].session.acquire(waiter, name, self.now + timeout, self.now)
         self.collect()
         return waiter

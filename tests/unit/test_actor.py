@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Final, TypeVar
 
@@ -25,6 +26,7 @@ from switchgear.wire import (
     PAGE,
     PROTOCOL,
     Acquire,
+    Batch,
     Declare,
     Declared,
     Error,
@@ -36,6 +38,7 @@ from switchgear.wire import (
     Goodbye,
     Granted,
     Hello,
+    Leased,
     ListOf,
     Message,
     MetricsOf,
@@ -46,6 +49,7 @@ from switchgear.wire import (
     Reported,
     Reset,
     ResetDone,
+    Revoked,
     Shutdown,
     StatsOf,
     Stopping,
@@ -59,8 +63,13 @@ from switchgear.wire import (
 EPOCH: Final = 77
 OFFSET: Final = 1_000_000.0  # of Unix time to the actor's clock
 LATER: Final = 10**12  # a deadline that does not pass
+# Asked for each call: what follows from leases has its own tests, in test_leases.py.
 TRIPS_AT_ONCE: Final = CircuitConfig(
-    failure_threshold=1, success_threshold=1, open_timeout=30.0, permit_timeout=10.0
+    failure_threshold=1,
+    success_threshold=1,
+    open_timeout=30.0,
+    permit_timeout=10.0,
+    consistency="strict",
 )
 M = TypeVar("M")
 
@@ -109,7 +118,8 @@ class Desk:
         return peer
 
     def acquire(self, peer: Peer, request: int, name: str = "a", deadline: int = LATER) -> Message:
-        return self.tell(peer, Acquire(request, name, deadline))[-1]
+        answers = self.tell(peer, Acquire(request, name, deadline))
+        return next(m for m in reversed(answers) if not isinstance(m, Leased))
 
     def permit(self, peer: Peer, request: int, name: str = "a") -> int:
         granted = self.acquire(peer, request, name)
@@ -133,13 +143,14 @@ def hello(number: int) -> Hello:
 
 def report(
     number: int,
-    permit: int,
+    permit: int | None,
     outcome: Outcome = Outcome.SUCCESS,
     name: str = "a",
     epoch: int = EPOCH,
     error: str | None = None,
+    generation: int = 1,
 ) -> Report:
-    return Report(number, name, epoch, permit, outcome, 1_000, error)
+    return Report(number, name, epoch, permit, generation, outcome, 1_000, error)
 
 
 def code_of(messages: list[Message]) -> ErrorCode:
@@ -172,7 +183,7 @@ def watcher(desk: Desk) -> Peer:
 
 def test_hello_is_welcomed_with_its_number_version_epoch_clock_and_reports(desk: Desk) -> None:
     peer = Peer(DATA, b"x")
-    assert desk.tell(peer, hello(1)) == [Welcome(7, PROTOCOL, EPOCH, 100_000_000, 0)]
+    assert desk.tell(peer, hello(1)) == [Welcome(7, PROTOCOL, EPOCH, 100_000_000, 0, 1_000_000)]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +210,7 @@ def test_hello_is_refused_without_a_version_in_common(
         (Declare(5, "a", None), 5),
         (Acquire(6, "a", LATER), 6),
         (report(7, 1), 7),
+        (Batch(9, "a", EPOCH, 1, 1, 0, 0, ()), 9),
         (Sync(8), 8),
         (Goodbye(), 0),
     ],
@@ -337,17 +349,18 @@ def test_acquire_after_its_deadline_takes_no_permit_and_at_it_does(desk: Desk, p
     assert isinstance(desk.acquire(peer, 3, deadline=100_000_000), Granted)
 
 
-def test_undelivered_permit_goes_back_and_a_peer_that_is_gone_must_greet_again(
-    desk: Desk, peer: Peer
+@pytest.mark.parametrize("gone", [False, True])
+def test_undelivered_permit_goes_back_and_its_peer_must_greet_again(
+    desk: Desk, peer: Peer, gone: bool
 ) -> None:
-    for request, gone in ((2, False), (3, True)):
-        (sent,) = desk.hand_in(peer, Acquire(request, "a", LATER))
-        assert desk.stats(peer).in_flight == 1
-        assert desk.lose(sent, gone=gone) == []
-        assert desk.stats(peer).in_flight == 0
-        assert desk.lose(sent, gone=gone) == []  # twice is once
-        answers = desk.tell(peer, Declare(9, "a", None))
-        assert isinstance(answers[0], Error) == gone
+    (sent,) = desk.hand_in(peer, Acquire(2, "a", LATER))
+    assert desk.stats(peer).in_flight == 1
+    assert desk.lose(sent, gone=gone) == []
+    assert desk.stats(peer).in_flight == 0
+    assert desk.lose(sent, gone=gone) == []  # twice is once
+    assert code_of(desk.tell(peer, Declare(9, "a", None))) is ErrorCode.NO_SESSION
+    desk.ask(peer, hello(1), Welcome)
+    assert isinstance(desk.acquire(peer, 3), Granted)
 
 
 def test_undelivered_probe_makes_room_for_the_next_at_once(desk: Desk, peer: Peer) -> None:
@@ -408,7 +421,7 @@ def test_a_report_taken_in_before_is_refused_and_not_counted_again(desk: Desk, p
     desk.tell(peer, Declare(3, "a", CircuitConfig()))
     desk.hand_in(peer, first)
     answers = desk.tell(peer, first)
-    assert [type(answer) for answer in answers] == [Reported, Error]
+    assert [type(answer) for answer in answers] == [Error]
     assert code_of(answers) is ErrorCode.DUPLICATE_REPORT
     assert desk.stats(peer).total_failures == 1
 
@@ -450,9 +463,8 @@ def test_a_report_without_its_permit_uses_its_number_up_and_counts_nowhere(
 def test_a_report_of_an_earlier_epoch_is_counted_and_moves_nothing(desk: Desk, peer: Peer) -> None:
     permit = desk.permit(peer, 2)
     # Its permit has the number of one that is out here, which must stay out.
-    desk.hand_in(peer, report(1, permit, Outcome.FAILURE, epoch=EPOCH - 1, error="OSError"))
-    (answer, _) = desk.tell(peer, Sync(3))
-    assert isinstance(answer, Reported)
+    orphan = report(1, permit, Outcome.FAILURE, epoch=EPOCH - 1, error="OSError")
+    answer = desk.ask(peer, orphan, Reported)
     assert answer.verdict is Verdict.STALE
     stats = desk.stats(peer)
     assert (stats.state, stats.total_failures, stats.in_flight) == (State.CLOSED, 1, 1)
@@ -489,6 +501,28 @@ def test_acknowledgements_go_with_the_next_answer_and_before_it(desk: Desk, peer
     assert [type(answer) for answer in desk.tell(peer, Sync(6))] == [Synced]
 
 
+def test_batches_in_a_row_are_acknowledged_as_one_where_their_verdict_is_one(
+    desk: Desk, peer: Peer
+) -> None:
+    permits = [desk.permit(peer, request) for request in (2, 3)]
+    for number, generation in enumerate((1, 1, 9, 9, 1), start=1):
+        assert desk.tell(peer, batch(number, 1, generation=generation)) == []
+    for number, permit in enumerate(permits, start=6):
+        desk.tell(peer, report(number, permit))
+    assert desk.tell(peer, batch(8, 1)) == []
+    answers = desk.tell(peer, Sync(3))[:-1]
+    verdicts = [(m.number, m.verdict) for m in answers if isinstance(m, Reported)]
+    counted, stale = Verdict.COUNTED, Verdict.STALE
+    assert verdicts == [
+        (2, counted),
+        (4, stale),
+        (5, counted),
+        (6, counted),
+        (7, counted),
+        (8, counted),
+    ]
+
+
 def test_another_clients_answer_leaves_them_held_back(desk: Desk, peer: Peer) -> None:
     other = desk.client(2)
     desk.hand_in(peer, report(1, desk.permit(peer, 2)))
@@ -504,11 +538,24 @@ def test_so_many_acknowledgements_go_at_once_and_not_one_fewer(desk: Desk, peer:
     assert numbers == list(range(1, ACKS_TOGETHER + 1))
 
 
+def test_a_failure_is_acknowledged_at_once_behind_what_was_held_back(
+    desk: Desk, peer: Peer, watcher: Peer
+) -> None:
+    first, second, third = (desk.permit(peer, request) for request in (2, 3, 4))
+    assert desk.hand_in(peer, report(1, first)) == []
+    assert desk.hand_in(peer, report(2, second, Outcome.NEUTRAL)) == []
+    sent = desk.hand_in(peer, report(3, third, Outcome.FAILURE))
+    assert [type(send.message) for send in sent] == [Reported, Reported, Event, Reported]
+    numbers = [s.message.number for s in sent if isinstance(s.message, Reported)]
+    assert numbers == [1, 2, 3]
+    assert desk.at(desk.now + ACK_DELAY) == []
+
+
 def test_a_new_greeting_drops_what_was_held_back_because_welcome_says_it(
     desk: Desk, peer: Peer
 ) -> None:
     desk.hand_in(peer, report(1, desk.permit(peer, 2)))
-    assert desk.tell(peer, hello(1)) == [Welcome(7, PROTOCOL, EPOCH, 100_000_000, 1)]
+    assert desk.tell(peer, hello(1)) == [Welcome(7, PROTOCOL, EPOCH, 100_000_000, 1, 1_000_000)]
     assert desk.at(200.0) == []
 
 
@@ -564,11 +611,11 @@ def test_operations_rise_over_everything_that_is_decided_for_anybody(
 def test_an_event_has_the_operation_of_the_report_that_caused_it(
     desk: Desk, peer: Peer, watcher: Peer
 ) -> None:
-    (sent,) = desk.hand_in(peer, report(1, desk.permit(peer, 2), Outcome.FAILURE))
-    assert isinstance(sent.message, Event)
-    (reported, _) = desk.tell(peer, Sync(3))
-    assert isinstance(reported, Reported)
-    assert reported.operation == sent.message.operation
+    event, reported = desk.hand_in(peer, report(1, desk.permit(peer, 2), Outcome.FAILURE))
+    assert isinstance(event.message, Event)
+    assert isinstance(reported.message, Reported)
+    assert (event.peer, reported.peer) == (watcher, peer)
+    assert reported.message.operation == event.message.operation
 
 
 # -- time ------------------------------------------------------------------------------------------
@@ -600,6 +647,7 @@ def test_a_probe_is_lost_at_permit_timeout_and_not_before(
         failure_threshold=1,
         permit_timeout=10.0,
         lost_permit="ignore" if lost_permit == "ignore" else "failure",
+        consistency="strict",
     )
     desk.tell(peer, Declare(1, "a", config))
     desk.trip(peer)
@@ -617,7 +665,7 @@ def test_a_probe_is_lost_at_permit_timeout_and_not_before(
 def test_an_earlier_deadline_comes_first_and_an_obsolete_one_does_nothing(
     desk: Desk, peer: Peer, watcher: Peer
 ) -> None:
-    sooner = CircuitConfig(failure_threshold=1, open_timeout=5.0)
+    sooner = replace(TRIPS_AT_ONCE, open_timeout=5.0)
     desk.trip(peer)
     desk.tell(peer, Declare(3, "b", sooner))
     desk.hand_in(peer, report(2, desk.permit(peer, 4, "b"), Outcome.FAILURE, name="b"))
@@ -788,11 +836,9 @@ def test_reset_closes_from_anywhere_keeps_totals_and_bumps_the_generation(
 def test_an_outcome_from_before_a_reset_is_stale(desk: Desk, peer: Peer) -> None:
     permit = desk.permit(peer, 2)
     desk.hand_in(Peer(CONTROL, b"c"), Reset(1, "a"))
-    desk.hand_in(peer, report(1, permit, Outcome.FAILURE))
-    assert desk.stats(peer).state is State.CLOSED
-    (reported, _) = desk.tell(peer, Sync(3))
-    assert isinstance(reported, Reported)
+    reported = desk.ask(peer, report(1, permit, Outcome.FAILURE), Reported)
     assert reported.verdict is Verdict.STALE
+    assert desk.stats(peer).state is State.CLOSED
 
 
 def test_times_of_day_follow_the_utc_offset(desk: Desk, peer: Peer) -> None:
@@ -806,3 +852,304 @@ def test_shutdown_is_answered_and_the_actor_wants_to_stop(desk: Desk) -> None:
     assert not desk.actor.stopping
     assert desk.ask(Peer(CONTROL, b"c"), Shutdown(3), Stopping).request == 3
     assert desk.actor.stopping
+
+
+# -- leases ----------------------------------------------------------------------------------------
+
+LEASED: Final = replace(TRIPS_AT_ONCE, consistency="leased")
+OPERATOR: Final = Peer(CONTROL, b"operator")
+
+
+@pytest.fixture
+def holder(desk: Desk) -> Peer:
+    """Client 1, with the circuit "a" declared as LEASED, and a lease on it."""
+    holder = desk.client(1)
+    desk.tell(holder, Declare(1, "a", LEASED))
+    desk.permit(holder, 2)
+    return holder
+
+
+def batch(
+    number: int,
+    successes: int = 0,
+    neutral: int = 0,
+    rejected: int = 0,
+    *,
+    name: str = "a",
+    epoch: int = EPOCH,
+    generation: int = 1,
+) -> Batch:
+    durations = tuple(range(1_000, 1_000 + 500 * min(successes, 100), 500))
+    return Batch(number, name, epoch, generation, successes, neutral, rejected, durations)
+
+
+def heard(sends: list[Send]) -> list[tuple[Peer, str]]:
+    return [(send.peer, type(send.message).__name__) for send in sends]
+
+
+def verdict_of(desk: Desk, peer: Peer, message: Report | Batch) -> Verdict:
+    answers = [*desk.tell(peer, message), *desk.tell(peer, Sync(1))]
+    (verdict,) = [m.verdict for m in answers if isinstance(m, Reported)]
+    return verdict
+
+
+def test_granted_is_followed_by_a_lease_once_for_each_connection_and_generation(
+    desk: Desk, holder: Peer
+) -> None:
+    lease = Leased("a", 1, State.CLOSED, None, None)
+    assert [send.message for send in desk.said].count(lease) == 1
+    assert desk.said[-1] == (holder, lease)
+    assert heard(desk.hand_in(holder, Acquire(3, "a", LATER))) == [(holder, "Granted")]
+    other = desk.client(2)
+    assert desk.tell(other, Acquire(2, "a", LATER))[1:] == [lease]
+    desk.hand_in(OPERATOR, Reset(1, "a"))  # both are told of the next generation, and have that
+    for peer in (holder, other):
+        assert heard(desk.hand_in(peer, Acquire(4, "a", LATER))) == [(peer, "Granted")]
+
+
+def test_an_acquire_sent_again_is_answered_without_another_lease(desk: Desk, holder: Peer) -> None:
+    assert heard(desk.hand_in(holder, Acquire(2, "a", LATER))) == [(holder, "Granted")]
+
+
+def test_rejected_is_followed_by_a_lease_until_the_circuit_turns_half_open(
+    desk: Desk, holder: Peer
+) -> None:
+    desk.hand_in(holder, report(1, None, Outcome.FAILURE, error="OSError: down"))
+    desk.at(110.0)
+    late = desk.client(2)
+    rejected, lease = desk.tell(late, Acquire(1, "a", LATER))
+    assert isinstance(rejected, Rejected)
+    assert lease == Leased("a", 2, State.OPEN, 130_000_000, "OSError: down")
+    assert heard(desk.hand_in(late, Acquire(2, "a", LATER))) == [(late, "Rejected")]
+
+
+def test_a_strict_circuit_is_never_leased(desk: Desk, peer: Peer) -> None:
+    assert heard(desk.hand_in(peer, Acquire(2, "a", LATER))) == [(peer, "Granted")]
+    permit = desk.permit(peer, 3)
+    desk.hand_in(peer, report(1, permit, Outcome.FAILURE))
+    assert heard(desk.hand_in(peer, Acquire(4, "a", LATER))) == [(peer, "Rejected")]
+    assert not [send for send in desk.said if isinstance(send.message, Leased)]
+
+
+def test_a_half_open_circuit_is_leased_to_nobody(desk: Desk, holder: Peer) -> None:
+    desk.hand_in(holder, report(1, None, Outcome.FAILURE))
+    desk.at(130.0)
+    assert heard(desk.hand_in(holder, Acquire(3, "a", LATER))) == [(holder, "Granted")]
+    assert heard(desk.hand_in(holder, Acquire(4, "a", LATER))) == [(holder, "Rejected")]
+
+
+def test_of_a_trip_holders_hear_first_then_subscribers_and_last_who_reported_the_failure(
+    desk: Desk, holder: Peer, watcher: Peer
+) -> None:
+    other = desk.client(2)
+    desk.permit(other, 1)
+    assert desk.hand_in(holder, batch(1, 3)) == []
+    sent = desk.hand_in(holder, report(2, None, Outcome.FAILURE, error="OSError: down"))
+    assert heard(sent) == [
+        (holder, "Reported"),
+        (holder, "Leased"),
+        (other, "Leased"),
+        (watcher, "Event"),
+        (holder, "Reported"),
+    ]
+    assert sent[1].message == Leased("a", 2, State.OPEN, 130_000_000, "OSError: down")
+    assert sent[2].message == sent[1].message
+    assert [send.message[0] for send in (sent[0], sent[-1])] == [1, 2]
+
+
+def test_holders_hear_of_a_trip_by_a_permit_too(desk: Desk, holder: Peer) -> None:
+    other = desk.client(2)
+    permit = desk.permit(other, 1)
+    sent = desk.hand_in(other, report(1, permit, Outcome.FAILURE))
+    assert heard(sent) == [(holder, "Leased"), (other, "Leased"), (other, "Reported")]
+
+
+def test_a_failure_that_trips_nothing_is_told_to_nobody_else(desk: Desk, holder: Peer) -> None:
+    desk.tell(holder, Declare(3, "a", replace(LEASED, failure_threshold=2)))
+    sent = desk.hand_in(holder, report(1, None, Outcome.FAILURE))
+    assert heard(sent) == [(holder, "Reported")]
+    sent = desk.hand_in(holder, report(2, None, Outcome.FAILURE))
+    assert heard(sent) == [(holder, "Leased"), (holder, "Reported")]
+
+
+def test_a_reset_leases_the_closed_circuit_of_the_next_generation(
+    desk: Desk, holder: Peer, watcher: Peer
+) -> None:
+    for generation, trip in ((2, False), (4, True)):
+        if trip:
+            desk.hand_in(holder, report(1, None, Outcome.FAILURE, generation=2))
+        sent = desk.hand_in(OPERATOR, Reset(1, "a"))
+        assert heard(sent) == [(OPERATOR, "ResetDone"), (holder, "Leased"), (watcher, "Event")]
+        lease = sent[1].message
+        assert isinstance(lease, Leased)
+        assert lease[:4] == ("a", generation, State.CLOSED, None)
+
+
+def test_half_open_is_told_to_no_holder_and_ends_every_lease(
+    desk: Desk, holder: Peer, watcher: Peer
+) -> None:
+    desk.hand_in(holder, report(1, None, Outcome.FAILURE))
+    assert heard(desk.at(130.0)) == [(watcher, "Event")]
+    probe = desk.permit(holder, 3)
+    assert heard(desk.hand_in(holder, report(2, probe))) == [(watcher, "Event")]
+    assert desk.stats(holder).state is State.CLOSED
+    *_, lease = desk.tell(holder, Acquire(4, "a", LATER))
+    assert lease == Leased("a", 4, State.CLOSED, None, None)
+
+
+def test_a_config_that_becomes_strict_revokes_and_any_other_leaves_leases_alone(
+    desk: Desk, holder: Peer
+) -> None:
+    other = desk.client(2)
+    desk.permit(other, 1)
+    looser = replace(LEASED, failure_threshold=9)
+    assert heard(desk.hand_in(other, Declare(2, "a", looser))) == [(other, "Declared")]
+    sent = desk.hand_in(other, Declare(3, "a", replace(looser, consistency="strict")))
+    assert heard(sent) == [(other, "Declared"), (holder, "Revoked"), (other, "Revoked")]
+    assert sent[1].message == Revoked("a", 1)
+    assert heard(desk.hand_in(holder, Acquire(3, "a", LATER))) == [(holder, "Granted")]
+    assert heard(desk.hand_in(OPERATOR, Reset(1, "a"))) == [(OPERATOR, "ResetDone")]
+    desk.hand_in(other, Declare(4, "a", looser))  # and back
+    assert [kind for _, kind in heard(desk.hand_in(holder, Acquire(4, "a", LATER)))] == [
+        "Granted",
+        "Leased",
+    ]
+
+
+@pytest.mark.parametrize("how", ["goodbye", "hello", "moved", "undelivered", "gone"])
+def test_leases_end_with_the_connection_that_had_them(desk: Desk, holder: Peer, how: str) -> None:
+    other = desk.client(2)
+    desk.permit(other, 1)
+    match how:
+        case "goodbye":
+            desk.hand_in(holder, Goodbye())
+        case "hello":
+            desk.hand_in(holder, hello(1))
+        case "moved":
+            desk.hand_in(Peer(DATA, b"another connection"), hello(1))
+        case "undelivered" | "gone":
+            push = Send(holder, Leased("a", 1, State.CLOSED, None, None))
+            desk.lose(push, gone=how == "gone")
+    sent = desk.hand_in(OPERATOR, Reset(1, "a"))
+    assert heard(sent) == [(OPERATOR, "ResetDone"), (other, "Leased")]
+    desk.hand_in(holder, hello(1))
+    assert [kind for _, kind in heard(desk.hand_in(holder, Acquire(9, "a", LATER)))] == [
+        "Granted",
+        "Leased",
+    ]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_who_missed_a_lease_cannot_renew_the_one_before_it(
+    desk: Desk, holder: Peer, gone: bool
+) -> None:
+    _, push = desk.hand_in(OPERATOR, Reset(1, "a"))
+    assert heard([push]) == [(holder, "Leased")]
+    desk.lose(push, gone=gone)
+    for message in (batch(1, 1), report(1, None), Acquire(3, "a", LATER), Sync(4)):
+        assert code_of(desk.tell(holder, message)) is ErrorCode.NO_SESSION
+    assert desk.at(desk.now + ACK_DELAY) == []
+    assert desk.ask(holder, hello(1), Welcome).reports == 0
+
+
+def test_an_event_that_was_not_delivered_ends_no_lease(
+    desk: Desk, holder: Peer, watcher: Peer
+) -> None:
+    *_, event = desk.hand_in(OPERATOR, Reset(1, "a"))
+    desk.lose(event, gone=True)
+    assert (holder, "Leased") in heard(desk.hand_in(OPERATOR, Reset(2, "a")))
+
+
+def test_a_batch_is_counted_call_by_call(desk: Desk, holder: Peer) -> None:
+    before = desk.stats(holder)
+    assert verdict_of(desk, holder, batch(1, 4, 2, 3)) is Verdict.COUNTED
+    after = desk.stats(holder)
+    assert after.total_requests == before.total_requests + 9
+    assert (after.total_successes, after.total_neutral, after.total_rejected) == (4, 2, 3)
+    assert (after.consecutive_successes, after.in_flight) == (4, 1)
+    metrics = desk.ask(OPERATOR, GetMetrics(1, "a"), MetricsOf).metrics
+    assert (metrics.requests_total, metrics.requests_rejected) == (4, 3)
+    assert (metrics.min_latency, metrics.max_latency) == (0.001, 0.0025)
+    assert metrics.stale_reports == 0
+
+
+@pytest.mark.parametrize(("successes", "state"), [(0, State.OPEN), (1, State.CLOSED)])
+def test_successes_in_a_batch_end_a_run_of_failures_and_nothing_else_in_it_does(
+    desk: Desk, holder: Peer, successes: int, state: State
+) -> None:
+    desk.tell(holder, Declare(3, "a", replace(LEASED, failure_threshold=2)))
+    desk.hand_in(holder, report(1, None, Outcome.FAILURE))
+    desk.hand_in(holder, batch(2, successes, neutral=2, rejected=2))
+    desk.hand_in(holder, report(3, None, Outcome.FAILURE))
+    assert desk.stats(holder).state is state
+
+
+@pytest.mark.parametrize(
+    ("generation", "epoch", "verdict"),
+    [
+        (1, EPOCH, Verdict.STALE),
+        (2, EPOCH, Verdict.COUNTED),
+        (3, EPOCH, Verdict.STALE),
+        (0, EPOCH, Verdict.STALE),
+        (2, EPOCH - 1, Verdict.STALE),
+    ],
+)
+def test_an_outcome_under_a_lease_is_counted_if_it_is_the_current_one_and_else_stale(
+    desk: Desk, holder: Peer, generation: int, epoch: int, verdict: Verdict
+) -> None:
+    desk.hand_in(OPERATOR, Reset(1, "a"))
+    many = batch(1, 4, 2, 3, generation=generation, epoch=epoch)
+    assert verdict_of(desk, holder, many) is verdict
+    counted = verdict is Verdict.COUNTED
+    assert desk.stats(holder).consecutive_successes == (4 if counted else 0)
+    one = report(2, None, Outcome.FAILURE, generation=generation, epoch=epoch)
+    assert desk.ask(holder, one, Reported).verdict is verdict
+    stats = desk.stats(holder)
+    assert stats.state is (State.OPEN if counted else State.CLOSED)
+    totals = stats.total_successes, stats.total_failures, stats.total_neutral, stats.total_rejected
+    assert totals == (4, 1, 2, 3)
+    metrics = desk.ask(OPERATOR, GetMetrics(1, "a"), MetricsOf).metrics
+    assert metrics.stale_reports == (0 if counted else 7)  # a rejection was not late for anything
+
+
+def test_nothing_under_a_lease_passes_for_a_probe(desk: Desk, holder: Peer) -> None:
+    desk.hand_in(holder, report(1, None, Outcome.FAILURE))
+    desk.at(130.0)
+    generation = desk.stats(holder).generation
+    for message in (
+        batch(2, 5, generation=generation),
+        report(3, None, Outcome.SUCCESS, generation=generation),
+        report(4, None, Outcome.FAILURE, generation=generation),
+    ):
+        assert verdict_of(desk, holder, message) is Verdict.STALE
+        stats = desk.stats(holder)
+        assert (stats.state, stats.generation) == (State.HALF_OPEN, generation)
+        assert stats.consecutive_successes == 0
+
+
+def test_batches_and_reports_share_one_sequence_of_numbers(desk: Desk, holder: Peer) -> None:
+    for wrong, code in (
+        (batch(2, 1), ErrorCode.OUT_OF_ORDER),
+        (batch(0, 1), ErrorCode.DUPLICATE_REPORT),
+    ):
+        (error,) = desk.tell(holder, wrong)
+        assert isinstance(error, Error)
+        assert (error.kind, error.ref, error.code) == (KINDS[Batch], wrong.number, code)
+    desk.hand_in(holder, batch(1, 1))
+    for again in (batch(1, 1), report(1, None)):
+        assert code_of(desk.tell(holder, again)) is ErrorCode.DUPLICATE_REPORT
+    desk.hand_in(holder, report(2, None))
+    desk.hand_in(holder, batch(3, 1))
+    assert desk.stats(holder).total_successes == 3
+    assert desk.ask(holder, hello(1), Welcome).reports == 3
+
+
+def test_a_batch_on_an_unknown_circuit_uses_its_number_up(desk: Desk, holder: Peer) -> None:
+    assert code_of(desk.tell(holder, batch(1, 1, name="nobody"))) is ErrorCode.UNKNOWN_CIRCUIT
+    assert desk.ask(holder, hello(1), Welcome).reports == 1
+
+
+def test_a_batch_is_acknowledged_after_ack_delay_and_not_before(desk: Desk, holder: Peer) -> None:
+    assert desk.hand_in(holder, batch(1, 1)) == []
+    assert desk.at(100.0 + ACK_DELAY / 2) == []
+    assert heard(desk.at(100.0 + ACK_DELAY)) == [(holder, "Reported")]

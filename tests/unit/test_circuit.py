@@ -12,7 +12,7 @@ from typing import Literal
 
 import pytest
 
-from switchgear.circuit import TRANSITIONS, Circuit, Permit, Rejection, Transition
+from switchgear.circuit import TRANSITIONS, Circuit, Permit, Rejection, Tally, Transition
 from switchgear.config import CircuitConfig
 from switchgear.states import Outcome, State, Verdict
 
@@ -724,13 +724,62 @@ def test_an_orphan_of_an_earlier_manager_is_stale_and_counts_in_the_totals_only(
 ) -> None:
     bench = closed(failure_threshold=1)
     running = bench.permit()
-    assert bench.circuit.report_orphan(outcome, T0, 0.5, "E: m") is STALE
+    assert bench.circuit.report_leased(0, outcome, T0, 0.5, "E: m") is STALE
     bench.circuit.check()
     assert (bench.state, bench.in_a_row, bench.circuit.generation) == (CLOSED, (0, 0), 1)
     assert bench.totals == totals
     assert (bench.in_flight, bench.circuit.metrics().stale_reports) == (1, 1)
     assert bench.circuit.stats(T0, 0.0).total_requests == 2
     assert bench.report(running, SUCCESS) is COUNTED
+
+
+@pytest.mark.parametrize(("failures", "state"), [(2, CLOSED), (3, OPEN)])
+def test_leased_failures_open_at_the_threshold_and_not_before(failures: int, state: State) -> None:
+    bench = closed(failure_threshold=3)
+    for _ in range(failures):
+        assert bench.circuit.report_leased(1, FAILURE, T0, 0.5, "E: m") is COUNTED
+    bench.circuit.check()
+    assert bench.state is state
+    assert bench.circuit.stats(T0, 0.0).total_requests == failures
+    assert bench.in_flight == 0
+
+
+@pytest.mark.parametrize(("successes", "state"), [(0, OPEN), (1, CLOSED)])
+def test_a_tally_ends_a_run_of_failures_if_it_has_a_success(successes: int, state: State) -> None:
+    bench = closed(failure_threshold=2)
+    bench.circuit.report_leased(1, FAILURE, T0)
+    assert bench.circuit.report_tally(1, Tally(successes, 2, 3, [])) is COUNTED
+    bench.circuit.report_leased(1, FAILURE, T0)
+    assert bench.state is state
+
+
+@pytest.mark.parametrize(("generation", "verdict"), [(0, STALE), (1, STALE), (2, COUNTED)])
+def test_a_leased_outcome_of_another_generation_moves_nothing(
+    generation: int, verdict: Verdict
+) -> None:
+    bench = closed(failure_threshold=1)
+    bench.reset()
+    assert bench.circuit.report_tally(generation, Tally(5, 1, 2, [0.25])) is verdict
+    assert bench.in_a_row == ((5, 0) if verdict is COUNTED else (0, 0))
+    assert bench.circuit.report_leased(generation, FAILURE, T0, 0.5, "E: m") is verdict
+    assert bench.state is (OPEN if verdict is COUNTED else CLOSED)
+    assert bench.totals == (5, 1, 1)
+    metrics = bench.circuit.metrics()
+    assert metrics.stale_reports == (0 if verdict is COUNTED else 7)
+    assert (metrics.requests_rejected, metrics.min_latency, metrics.max_latency) == (2, 0.25, 0.5)
+
+
+def test_no_leased_outcome_has_a_say_in_an_open_or_half_open_circuit() -> None:
+    for bench in (opened(), half_opened(success_threshold=1)):
+        before = (bench.state, bench.circuit.generation, bench.in_a_row)
+        for outcome in Outcome:
+            assert bench.circuit.report_leased(bench.circuit.generation, outcome, bench.now) is (
+                STALE
+            )
+        tally = Tally(9, 9, 9, [])
+        assert bench.circuit.report_tally(bench.circuit.generation, tally) is STALE
+        assert (bench.state, bench.circuit.generation, bench.in_a_row) == before
+        bench.circuit.check()
 
 
 def test_late_reports_leave_their_latency_and_their_error() -> None:

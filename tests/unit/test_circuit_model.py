@@ -10,11 +10,23 @@ from __future__ import annotations
 import math
 import pickle
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from random import Random
 
 import pytest
-from circuit_model import Asked, Configured, Event, History, Life, Looked, Reported, Reset
+from circuit_model import (
+    Asked,
+    Configured,
+    Event,
+    History,
+    Life,
+    Looked,
+    Reported,
+    Reset,
+    Tallied,
+)
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -31,7 +43,7 @@ from hypothesis.stateful import (
 )
 from hypothesis.strategies import SearchStrategy
 
-from switchgear.circuit import TRANSITIONS, Circuit, Permit, Transition
+from switchgear.circuit import TRANSITIONS, Circuit, Permit, Tally, Transition
 from switchgear.config import CircuitConfig
 from switchgear.states import Outcome, State, Verdict
 
@@ -114,10 +126,33 @@ class Pair:
             tripped = outcome is Outcome.FAILURE and enough
             assert self.circuit.state is (State.OPEN if tripped else State.CLOSED)
 
-    def report_orphan(self, outcome: Outcome, duration: float) -> None:
-        verdict = self.circuit.report_orphan(outcome, self.now, duration, "Error: orphan")
-        life = self.history.add(Reported(self.now, None, outcome, duration, "Error: orphan"))
-        assert verdict is life.endings[-1].verdict is Verdict.STALE
+    def report_leased(self, generation: int, outcome: Outcome, duration: float) -> None:
+        error = f"Error: lease {generation}" if outcome is Outcome.FAILURE else None
+        with self.nothing_moves_unless(self.life.is_leased(generation)):
+            verdict = self.circuit.report_leased(generation, outcome, self.now, duration, error)
+        report = Reported(self.now, None, outcome, duration, error, generation)
+        assert verdict is self.history.add(report).endings[-1].verdict
+        self.seen["leased", verdict, outcome] += 1
+
+    def report_tally(self, generation: int, tally: Tally) -> None:
+        with self.nothing_moves_unless(self.life.is_leased(generation)):
+            verdict = self.circuit.report_tally(generation, tally)
+        successes, neutral, rejected, durations = tally
+        event = Tallied(self.now, generation, successes, neutral, rejected, list(durations))
+        assert verdict is self.history.add(event).tallies[-1]
+        self.seen["tally", verdict, successes > 0] += 1
+
+    @contextmanager
+    def nothing_moves_unless(self, leased: bool) -> Iterator[None]:
+        """G6: an outcome under a lease that has ended."""
+        state, generation = self.circuit.state, self.circuit.generation
+        runs = self.circuit.consecutive_successes, self.circuit.consecutive_failures
+        deadline = self.circuit.next_deadline
+        yield
+        if not leased:
+            assert (self.circuit.state, self.circuit.generation) == (state, generation)
+            assert (self.circuit.consecutive_successes, self.circuit.consecutive_failures) == runs
+            assert self.circuit.next_deadline == deadline
 
     def call(self, *outcomes: Outcome) -> None:
         """Quick calls: each is over before the next event."""
@@ -285,6 +320,18 @@ CONFIGS: SearchStrategy[CircuitConfig] = st.builds(
     consistency=st.sampled_from(["leased", "strict"]),
 )
 
+# How many generations ago a lease was granted; 0 is none of this circuit's, so many is enough.
+AGES: SearchStrategy[int] = st.sampled_from([0, 0, 1, 1_000])
+TALLIES: SearchStrategy[Tally] = st.builds(
+    lambda durations, more, neutral, rejected: Tally(
+        len(durations) + more, neutral, rejected, durations
+    ),
+    st.lists(st.sampled_from(TIMES), max_size=3) | st.just([0.125] * 99),
+    st.sampled_from([0, 0, 2]),
+    st.integers(0, 2),
+    st.integers(0, 3),
+)
+
 SEEN_BY_HYPOTHESIS: Counter[object] = Counter()
 
 
@@ -315,9 +362,13 @@ class CircuitMachine(RuleBasedStateMachine):
     def report(self, permit: Permit, outcome: Outcome, duration: float) -> None:
         self.pair.report(permit, outcome, duration)
 
-    @rule(outcome=st.sampled_from(OUTCOMES), duration=st.sampled_from(TIMES))
-    def report_orphan(self, outcome: Outcome, duration: float) -> None:
-        self.pair.report_orphan(outcome, duration)
+    @rule(age=AGES, outcome=st.sampled_from(OUTCOMES), duration=st.sampled_from(TIMES))
+    def report_leased(self, age: int, outcome: Outcome, duration: float) -> None:
+        self.pair.report_leased(max(0, self.pair.circuit.generation - age), outcome, duration)
+
+    @rule(age=AGES, tally=TALLIES)
+    def report_tally(self, age: int, tally: Tally) -> None:
+        self.pair.report_tally(max(0, self.pair.circuit.generation - age), tally)
 
     @rule(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=3))
     def call(self, outcomes: list[Outcome]) -> None:
@@ -407,6 +458,15 @@ def walk(seed: int) -> Pair:
             [0.2, 0.7 if down else 0.1, 0.1 if down else 0.7],
         )[0]
 
+    def lease() -> int:
+        now = pair.circuit.generation
+        return rng.choices([now, now - 1, 0], [0.7, 0.2, 0.1])[0]
+
+    def tally() -> Tally:
+        durations = [rng.choice(TIMES) for _ in range(rng.choice([0, 1, 3, 100]))]
+        more = rng.choice([0, 7]) if len(durations) == 100 else 0
+        return Tally(len(durations) + more, rng.randint(0, 2), rng.randint(0, 2), durations)
+
     pair, held, down = Pair(config()), list[Permit](), False
     for _ in range(STEPS):
         if rng.random() < 0.15:
@@ -417,18 +477,20 @@ def walk(seed: int) -> Pair:
         elif dice < 0.50 and held:
             permit = held.pop(rng.randrange(len(held)))
             pair.report(permit, outcome(), rng.choice(TIMES))
-        elif dice < 0.70:
+        elif dice < 0.60:
             pair.call(*[outcome() for _ in range(rng.randint(1, 4))])
+        elif dice < 0.66:
+            pair.report_leased(lease(), outcome(), rng.choice(TIMES))
+        elif dice < 0.70:
+            pair.report_tally(lease(), tally())
         elif dice < 0.82 and pair.circuit.next_deadline is not None:
             pair.advance_to_the_next_deadline()
         elif dice < 0.92:
             pair.advance(rng.choice(TIMES), oversleep=rng.random() < 0.5)
         elif dice < 0.95:
             pair.reset()
-        elif dice < 0.98:
-            pair.configure(config())
         else:
-            pair.report_orphan(outcome(), rng.choice(TIMES))
+            pair.configure(config())
         pair.check()
     return pair
 
@@ -446,6 +508,7 @@ def test_long_walks_agree_with_the_model_and_see_everything_that_can_happen() ->
         seen += seen_by_walk(seed)
     assert seen["examples that reach half-open"] >= 0.9 * WALKS
     late = (Verdict.STALE, Verdict.EXPIRED)
+    leased = (Verdict.COUNTED, Verdict.STALE)
     everything: list[object] = [
         *TRANSITIONS,
         *(("admitted", state) for state in (State.CLOSED, State.HALF_OPEN)),
@@ -454,6 +517,8 @@ def test_long_walks_agree_with_the_model_and_see_everything_that_can_happen() ->
         *((Verdict.COUNTED, how, State.CLOSED) for how in Outcome),
         *((Verdict.COUNTED, how, State.HALF_OPEN) for how in Outcome),
         *((verdict, how, state) for verdict in late for how in Outcome for state in State),
+        *(("leased", verdict, how) for verdict in leased for how in Outcome),
+        *(("tally", verdict, any_successes) for verdict in leased for any_successes in (0, 1)),
     ]
     assert {case: seen[case] for case in everything if seen[case] == 0} == {}
 
@@ -511,3 +576,19 @@ def test_the_model_opens_at_the_threshold_and_not_before(failures: int, state: S
     for call in range(failures):
         events += [Asked(T0, call), Reported(T0, call, Outcome.FAILURE, 0.5, None)]
     assert life_of(CircuitConfig(failure_threshold=3), *events).state is state
+
+
+@pytest.mark.parametrize(
+    ("lease", "state"), [(0, State.CLOSED), (1, State.OPEN), (2, State.CLOSED)]
+)
+def test_the_model_judges_leased_calls_of_the_current_closed_spell_only(
+    lease: int, state: State
+) -> None:
+    config = CircuitConfig(failure_threshold=1)
+    failure = Reported(T0, None, Outcome.FAILURE, 0.5, "E: m", lease)
+    life = life_of(config, failure, Tallied(T0, 1, 3, 1, 2, [0.25]))
+    assert life.state is state
+    assert life.tallies == [Verdict.STALE if lease == 1 else Verdict.COUNTED]
+    assert (life.attempts, life.rejected, life.total(Outcome.SUCCESS)) == (7, 2, 3)
+    assert life.window == [0.25, 0.5]
+    assert life.late == (4 if lease == 1 else 1)

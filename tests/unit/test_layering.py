@@ -41,7 +41,8 @@ DOORS: Final = {("manager.process", "client")}
 
 PURE: Final = {
     *("states", "errors", "config", "stats", "circuit", "wire"),
-    *("manager.actor", "manager.leases", "client.session"),
+    *("manager.actor", "manager.leases"),
+    *("client.session", "client.lease", "client.leases", "client.reports"),
 }
 IMPURE: Final = {
     *("socket", "time", "threading", "random", "zmq", "asyncio", "select", "os", "subprocess"),

@@ -10,12 +10,14 @@ from typing import Final
 import pytest
 from harness import Pair, Waiter
 
+from switchgear.client.lease import Lease
 from switchgear.client.session import GREETING_INTERVAL, Grant
 from switchgear.config import CircuitConfig
-from switchgear.manager.actor import ACKS_TOGETHER, CONTROL, DATA, EVENTS_KEPT, Peer
+from switchgear.manager.actor import ACKS_TOGETHER, CONTROL, DATA, EVENTS_KEPT, LEASE, Peer
 from switchgear.states import Outcome, State, Verdict
 from switchgear.stats import CircuitStats
 from switchgear.wire import (
+    FROM_DATA,
     KINDS,
     MAX_ERROR_CHARACTERS,
     PROTOCOL,
@@ -27,15 +29,19 @@ from switchgear.wire import (
     Goodbye,
     Granted,
     Hello,
+    Leased,
+    Malformed,
     Ping,
     Pong,
     Rejected,
     Report,
     Reset,
+    Revoked,
     StatsOf,
     Subscribe,
     Sync,
     Welcome,
+    decode,
     encode,
 )
 
@@ -69,7 +75,7 @@ def report(
 ) -> None:
     """Hand a report to the session; it is on its way, if there is one."""
     settled = None if verdicts is None else verdicts.append
-    pair.session.report("a", grant, outcome, 0.001, error, settled)
+    pair.session.report("a", grant, outcome, 0.001, error, settled, now=pair.now)
     pair.collect()
 
 
@@ -843,7 +849,7 @@ def test_answers_to_nobody_are_ignored(pair: Pair) -> None:
         Rejected(9_999, 1, State.OPEN, None, None),
         Error(0, 0, ErrorCode.MALFORMED, ""),
         Error(KINDS[Report], 1, ErrorCode.MALFORMED, ""),
-        Welcome(9_999, PROTOCOL, pair.epoch, round(pair.now * 1e6), 0),
+        Welcome(9_999, PROTOCOL, pair.epoch, round(pair.now * 1e6), 0, 0),
     ):
         down.append(encode(message))
     pair.run()
@@ -862,8 +868,22 @@ CONFIG: Final = CircuitConfig(
 )
 
 
+def is_news_of_a_lease(frame: bytes) -> bool:
+    try:
+        return isinstance(decode(frame, FROM_DATA), Leased | Revoked)
+    except Malformed:  # it goes another way
+        return False
+
+
+STEPS: Final = 500
+
+
 class Walk:
     """Three clients do as they please over connections that lose, repeat and break.
+
+    What is never lost on a connection that holds is the news of a lease: where the manager cannot
+    deliver these, the connection has to be greeted again. Whoever did not hear of a trip, and whose
+    reports go on being answered, would renew its lease for ever.
 
     Args:
         seed: Of everything that is random here.
@@ -880,6 +900,9 @@ class Walk:
         self.reported: Counter[Outcome] = Counter()
         self.states: set[State] = set()
         self.most_probes = 0
+        self.running: list[tuple[int, Lease]] = []
+        self.failures: list[set[str]] = [set() for _ in self.pair.clients]  # handed over
+        self.seen: Counter[str] = Counter()
         for client in self.pair.clients:
             client.session.declare("a", CONFIG)
             self.pair.subscribe(client.number)
@@ -887,14 +910,17 @@ class Walk:
 
     def step(self) -> None:
         chances = [
-            (12, self.acquire),
+            (6, self.acquire),
+            (20, self.call),
             (12, self.report),
-            (4, self.abandon),
+            (16, self.end_call),
+            (5, self.flush),
+            (3, self.abandon),
             (2, self.ask),
-            (40, self.deliver),
-            (3, self.lose),
+            (90, self.deliver),
+            (2, self.lose),
             (3, self.repeat),
-            (2, self.cut),
+            (1, self.cut),
             (6, self.connect),
             (4, self.wait),
             (1, self.resume),
@@ -940,8 +966,65 @@ class Walk:
             client, grant = self.grants.pop(self.random.randrange(len(self.grants)))
             (outcome,) = self.random.choices(list(Outcome), [5, 4, 1])
             self.reported[outcome] += 1
-            session = self.pair.clients[client].session
-            session.report("a", grant, outcome, 0.001, None, self.settled.append)
+            self.seen["permits reported"] += 1
+            error = self.failure_of(client, outcome)
+            self.pair.clients[client].report("a", grant, outcome, error, self.settled.append)
+
+    def failure_of(self, client: int, outcome: Outcome) -> str | None:
+        """The text of a failure that is about to be reported, unlike any other's."""
+        if outcome is not Outcome.FAILURE:
+            return None
+        text = f"Error: {self.reported[outcome]}"
+        self.failures[client].add(text)
+        return text
+
+    # -- leases
+
+    def call(self) -> None:
+        client = self.any_client()
+        admitted = self.pair.admit(client=client)
+        if isinstance(admitted, Waiter):
+            self.waiters.append((client, admitted))
+        elif admitted is None:
+            self.seen["rejected here"] += 1
+            self.check_news(client, self.pair.clients[client].gates["a"].lease, State.OPEN)
+        else:
+            self.seen["leased"] += 1
+            self.running.append((client, admitted))
+            self.check_lease(client, admitted)
+
+    def check_lease(self, client: int, lease: Lease) -> None:
+        """It has just let a call run."""
+        taken_in = {report.error for report in self.pair.taken_in}
+        assert self.failures[client] <= taken_in  # G7
+        assert self.pair.now < self.pair.answered[client] + LEASE  # G8
+        self.check_news(client, lease, State.CLOSED)
+
+    def check_news(self, client: int, lease: Lease, state: State) -> None:
+        """G8: who has heard all there is to hear does what the manager would."""
+        wire, circuit = self.pair.clients[client].wires[DATA], self.pair.actor._circuits.get("a")
+        if circuit is None or wire.peer not in self.pair.actor._leases.holders("a"):
+            self.seen["not a holder"] += 1
+        elif wire.down:
+            self.seen["news on the way"] += circuit.generation != lease.generation
+        else:
+            assert (circuit.generation, circuit.state) == (lease.generation, state)
+
+    def end_call(self) -> None:
+        if self.running:
+            client, lease = self.running.pop(self.random.randrange(len(self.running)))
+            (outcome,) = self.random.choices(list(Outcome), [5, 4, 1])
+            self.reported[outcome] += 1
+            error = self.failure_of(client, outcome)
+            if outcome is Outcome.SUCCESS and self.random.random() < 0.5:
+                lease.successes.append(0.001)
+                if lease.idle:
+                    lease.rouse()
+            else:
+                lease.report(outcome, 0.001, error, self.settled.append)
+
+    def flush(self) -> None:
+        self.pair.clients[self.any_client()].flush()
 
     def ask(self) -> None:
         client = self.any_client()
@@ -965,7 +1048,9 @@ class Walk:
     def lose(self) -> None:
         queue = self.queue()
         if queue:
-            del queue[self.random.randrange(len(queue))]
+            place = self.random.randrange(len(queue))
+            if not is_news_of_a_lease(queue[place]):
+                del queue[place]
 
     def repeat(self) -> None:
         queue = self.queue()
@@ -1004,6 +1089,9 @@ class Walk:
             self.collect()
             while self.grants:
                 self.report()
+            while self.running:
+                self.end_call()
+            self.pair.collect_leases()
             self.pair.run()
             waiters = [self.pair.flush(client.number) for client in self.pair.clients]
             self.pair.run()
@@ -1015,14 +1103,22 @@ def test_whatever_breaks_each_report_is_counted_once_and_every_permit_comes_back
     seed: int,
 ) -> None:
     walk = Walk(seed, replacing=False)
-    for _ in range(300):
+    for _ in range(STEPS):
         walk.step()
     walk.end()
     found = stats(walk.pair)
-    # Permits that nobody waited for went back as neutral, so there may be more of those.
+    decided = [said.message for said in walk.pair.said] + walk.pair.undelivered
+    granted = {message.operation for message in decided if isinstance(message, Granted)}
+    rejected = {message.operation for message in decided if isinstance(message, Rejected)}
+    # Permits that nobody waited for went back as neutral.
+    unwanted = len(granted) - walk.seen["permits reported"]
     assert found.total_successes == walk.reported[Outcome.SUCCESS]
     assert found.total_failures == walk.reported[Outcome.FAILURE]
-    assert found.total_neutral >= walk.reported[Outcome.NEUTRAL]
+    assert found.total_neutral == walk.reported[Outcome.NEUTRAL] + unwanted
+    assert found.total_rejected == walk.seen["rejected here"] + len(rejected)
+    assert found.total_requests == (
+        len(granted) + len(rejected) + walk.seen["leased"] + walk.seen["rejected here"]
+    )
     assert found.in_flight == 0
     assert not walk.probes()
     for client in walk.pair.clients:
@@ -1034,7 +1130,7 @@ def test_whatever_breaks_each_report_is_counted_once_and_every_permit_comes_back
 @pytest.mark.parametrize("seed", range(100, 130))
 def test_whoever_is_replaced_nothing_is_left_behind(seed: int) -> None:
     walk = Walk(seed, replacing=True)
-    for _ in range(300):
+    for _ in range(STEPS):
         walk.step()
     walk.end()
     found = stats(walk.pair)
@@ -1048,11 +1144,17 @@ def test_whoever_is_replaced_nothing_is_left_behind(seed: int) -> None:
 def test_the_walk_reaches_every_state_and_a_full_half_open_circuit() -> None:
     states: set[State] = set()
     most_probes = 0
+    seen: Counter[str] = Counter()
     for seed in range(10):
         walk = Walk(seed, replacing=False)
-        for _ in range(300):
+        for _ in range(STEPS):
             walk.step()
         states |= walk.states
+        seen += walk.seen
         most_probes = max(most_probes, walk.most_probes)
     assert states == set(State)
     assert most_probes == CONFIG.max_concurrent_requests
+    assert seen["leased"] > 50
+    assert seen["rejected here"] > 20
+    assert seen["news on the way"] > 0
+    assert seen["not a holder"] > 0

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
+from collections import deque
 from datetime import datetime, timezone
+from random import Random
 
 import pytest
 
@@ -152,3 +155,24 @@ def test_a_snapshot_cannot_be_changed_and_survives_pickling() -> None:
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(snapshot, field.name, None)
     assert stats.state_changed_at == datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_window_is_the_last_hundred_of_any_history_however_it_came_in(seed: int) -> None:
+    rng = Random(seed)
+    window, last = LatencyWindow(), deque[float](maxlen=100)
+    for _ in range(80):
+        durations = [rng.random() for _ in range(rng.choice([0, 1, 1, 7, 99, 100, 101, 250]))]
+        if len(durations) == 1:
+            window.add(durations[0])
+        else:
+            window.extend(iter(durations))
+        last.extend(durations)
+        ordered, found = sorted(last), window.latencies()
+        assert (found.min_latency, found.max_latency) == (
+            (ordered[0], ordered[-1]) if ordered else (None, None)
+        )
+        if ordered:
+            ranks = [-(-percent * len(ordered) // 100) for percent in (50, 95, 99)]
+            assert percentiles(window) == tuple(ordered[rank - 1] for rank in ranks)
+            assert found.avg_latency == math.fsum(ordered) / len(ordered)

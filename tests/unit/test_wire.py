@@ -22,7 +22,7 @@ from switchgear import wire
 from switchgear.circuit import CAUSES
 from switchgear.config import MAX_COUNT, MAX_NAME_BYTES, MAX_SECONDS, CircuitConfig
 from switchgear.states import Outcome, State, Verdict
-from switchgear.stats import CircuitStats, MetricsSnapshot
+from switchgear.stats import LATENCY_WINDOW, CircuitStats, MetricsSnapshot
 from switchgear.wire import (
     FROM_CONTROL,
     FROM_DATA,
@@ -35,6 +35,7 @@ from switchgear.wire import (
     TO_CONTROL,
     TO_DATA,
     Acquire,
+    Batch,
     Declare,
     Declared,
     Error,
@@ -46,6 +47,7 @@ from switchgear.wire import (
     Goodbye,
     Granted,
     Hello,
+    Leased,
     ListOf,
     Malformed,
     Message,
@@ -57,6 +59,7 @@ from switchgear.wire import (
     Reported,
     Reset,
     ResetDone,
+    Revoked,
     Shutdown,
     StatsOf,
     Stopping,
@@ -139,7 +142,10 @@ GOLDEN: Final[tuple[tuple[Message, str], ...]] = (
         Hello(3, 1, 1, bytes(range(16)), 4711),
         "9601030101c410000102030405060708090a0b0c0d0e0fcd1267",
     ),
-    (Welcome(3, 1, EPOCH, 123_456_789, 41), "96020301cf00060a24181e4000ce075bcd1529"),
+    (
+        Welcome(3, 1, EPOCH, 123_456_789, 41, 1_000_000),
+        "97020301cf00060a24181e4000ce075bcd1529ce000f4240",
+    ),
     (
         Error(12, 7, ErrorCode.DEADLINE_PASSED, "the caller's deadline had passed"),
         "95030c0707d9207468652063616c6c6572277320646561646c696e652068616420706173736564",
@@ -159,14 +165,32 @@ GOLDEN: Final[tuple[tuple[Message, str], ...]] = (
     ),
     (Rejected(10, 106, State.HALF_OPEN, None, None), "960e0a6a02c0c0"),
     (
-        Report(42, "payments", EPOCH, 102, Outcome.FAILURE, 25_000_000, "TimeoutError: 25 s"),
-        "980f2aa87061796d656e7473cf00060a24181e40006601ce017d7840b254696d656f75744572726f"
-        "723a2032352073",
+        Report(42, "payments", EPOCH, 102, 1, Outcome.FAILURE, 25_000_000, "TimeoutError: 25 s"),
+        "990f2aa87061796d656e7473cf00060a24181e4000660101ce017d7840b254696d656f7574457272"
+        "6f723a2032352073",
     ),
     (
-        Report(43, "zahlungen-ü", EPOCH, 104, Outcome.SUCCESS, 1_250, None),
-        "980f2bac7a61686c756e67656e2dc3bccf00060a24181e40006800cd04e2c0",
+        Report(43, "zahlungen-ü", EPOCH, 104, 3, Outcome.SUCCESS, 1_250, None),
+        "990f2bac7a61686c756e67656e2dc3bccf00060a24181e4000680300cd04e2c0",
     ),
+    (
+        Report(44, "payments", EPOCH, None, 3, Outcome.FAILURE, 25_000_000, None),
+        "990f2ca87061796d656e7473cf00060a24181e4000c00301ce017d7840c0",
+    ),
+    (
+        Batch(45, "payments", EPOCH, 3, 250, 2, 1, (1_250, 90)),
+        "99162da87061796d656e7473cf00060a24181e400003ccfa020192cd04e25a",
+    ),
+    (
+        Batch(46, "payments", EPOCH, 2, 0, 0, 17, ()),
+        "99162ea87061796d656e7473cf00060a24181e40000200001190",
+    ),
+    (Leased("payments", 3, State.CLOSED, None, None), "9614a87061796d656e74730300c0c0"),
+    (
+        Leased("payments", 4, State.OPEN, 183_456_789, "TimeoutError: 25 s"),
+        "9614a87061796d656e74730401ce0aef5415b254696d656f75744572726f723a2032352073",
+    ),
+    (Revoked("payments", 4), "9315a87061796d656e747304"),
     (Reported(42, 103, Verdict.COUNTED), "94102a6700"),
     (Reported(43, 107, Verdict.EXPIRED), "94102b6b02"),
     (Sync(11), "92110b"),
@@ -195,7 +219,7 @@ GOLDEN: Final[tuple[tuple[Message, str], ...]] = (
     ),
     (ListOf(5, 113, (), False), "9525057190c2"),
     (Reset(6, "payments"), "932606a87061796d656e7473"),
-    (ResetDone(6, 114, 4), "9427067204"),
+    (ResetDone(6, 114, "payments", 4), "95270672a87061796d656e747304"),
     (Subscribe(7, None), "932807c0"),
     (Subscribe(8, 11), "9328080b"),
     (Subscribed(8, 115, 11), "942908730b"),
@@ -475,7 +499,10 @@ OPTIONAL: Final = {
     (Granted, (4,)),
     (Rejected, (4,)),
     (Rejected, (5,)),
-    (Report, (7,)),
+    (Leased, (4,)),
+    (Leased, (5,)),
+    (Report, (4,)),
+    (Report, (8,)),
     (Subscribe, (2,)),
     *((StatsOf, (3, index)) for index in (10, 11, 13)),
     *((ListOf, (3, 0, index)) for index in (10, 11, 13)),
@@ -559,7 +586,7 @@ def test_what_has_no_kind_is_refused_as_malformed(frame: bytes) -> None:
         assert (wrong.kind, wrong.ref, wrong.code) == (0, 0, ErrorCode.MALFORMED)
 
 
-@pytest.mark.parametrize("kind", [0, 4, 9, 20, 29, 45, 127, 2**31, MAX_INTEGER])
+@pytest.mark.parametrize("kind", [0, 4, 9, 23, 29, 45, 127, 2**31, MAX_INTEGER])
 def test_an_unknown_kind_is_refused_with_its_number_and_its_request(kind: int) -> None:
     wrong = refusal(msgpack.packb((kind, 77)), frozenset(KINDS))
     assert (wrong.kind, wrong.ref, wrong.code) == (kind, 77, ErrorCode.UNKNOWN_KIND)
@@ -587,7 +614,7 @@ def test_a_frame_may_have_max_frame_bytes_and_no_more() -> None:
     [
         ("x" * 2_048, "x" * 2_049),
         (b"x" * 64, b"x" * 65),
-        ((1,) * 64, (1,) * 65),
+        ((1,) * 128, (1,) * 129),
         ((), {1: 1}),
         (msgpack.ExtType(5, b""), msgpack.ExtType(5, b"x")),
     ],
@@ -684,7 +711,7 @@ def test_an_empty_name_goes_only_where_a_list_begins() -> None:
 
 @pytest.mark.parametrize("character", ["x", "ü", "𝄞", "\n"])
 def test_an_error_text_may_have_512_characters_of_any_width_and_no_more(character: str) -> None:
-    report = Report(1, "a", 1, 1, Outcome.FAILURE, 0, character * MAX_ERROR_CHARACTERS)
+    report = Report(1, "a", 1, 1, 1, Outcome.FAILURE, 0, character * MAX_ERROR_CHARACTERS)
     assert decode(encode(report), TO_DATA) == report
     longer = report._replace(error=character * (MAX_ERROR_CHARACTERS + 1))
     assert refusal(encode(longer), TO_DATA).code is ErrorCode.MALFORMED
@@ -729,14 +756,15 @@ def test_a_choice_is_its_place_among_the_choices(field: int, choices: int) -> No
 @pytest.mark.parametrize(
     ("frame", "highest"),
     [
-        ((15, 1, "a", 1, 1, None, 0, None), len(Outcome) - 1),
+        ((15, 1, "a", 1, 1, 1, None, 0, None), len(Outcome) - 1),
         ((16, 1, 1, None), len(Verdict) - 1),
         ((14, 1, 1, None, None, None), len(State) - 1),
+        ((20, "a", 1, None, 1, None), 1),  # half-open is never leased
         ((3, 1, 1, None, ""), len(ErrorCode)),
     ],
 )
 def test_an_enumeration_ends_where_it_ends(frame: tuple[object, ...], highest: int) -> None:
-    place = (frame.index(None),)
+    place = (frame.index(None),)  # the first one
     assert decodes_or_is_refused(msgpack.packb(put(frame, place, highest)), frozenset(KINDS))
     assert not decodes_or_is_refused(
         msgpack.packb(put(frame, place, highest + 1)), frozenset(KINDS)
@@ -911,6 +939,12 @@ BY_PLACE: Final[dict[tuple[type[Message], str], st.SearchStrategy[Any]]] = {
     (Declare, "config"): st.none() | configs,
     (Granted, "deadline"): st.none() | numbers,
     (Pong, "circuits"): numbers,
+    (Welcome, "lease"): micros,
+    (Leased, "state"): st.sampled_from([State.CLOSED, State.OPEN]),
+    (Leased, "until"): st.none() | numbers,
+    (Report, "permit"): st.none() | numbers,
+    **{(Batch, field): st.integers(0, MAX_COUNT) for field in ("successes", "neutral", "rejected")},
+    (Batch, "durations"): st.lists(micros, max_size=LATENCY_WINDOW).map(tuple),
 }
 
 

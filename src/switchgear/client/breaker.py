@@ -6,6 +6,7 @@ import contextvars
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
@@ -21,12 +22,13 @@ from ..errors import (
     TooManyRequestsError,
     UnknownCircuitError,
 )
-from ..states import State
+from ..states import Outcome, State
 from ..stats import CircuitStats, MetricsSnapshot
 from ..wire import Error, ErrorCode, Rejected
 from .events import Handler
+from .lease import Lease
 from .limits import Cancellable, Cancelled, TaskLimit, TimedOut, call_on_thread
-from .permit import Permit
+from .permit import Permit, end
 from .session import Grant
 
 if TYPE_CHECKING:
@@ -53,23 +55,18 @@ class Breaker:
         name: The circuit.
     """
 
-    __slots__ = ("_cancel", "_client", "_config", "_timeout", "name")
+    __slots__ = ("_client", "_config", "_gate", "name")
 
-    def __init__(
-        self,
-        client: Client,
-        name: str,
-        config: CircuitConfig | None,
-        timeout: float | None = None,
-        cancel: Cancellable | None = None,
-    ) -> None:
+    def __init__(self, client: Client, name: str, config: CircuitConfig | None) -> None:
         self.name = name
         self._client = client
         self._config = config
-        self._timeout = timeout
-        self._cancel = cancel
+        self._gate = client.gate(name)
 
     # -- calls -------------------------------------------------------------------------------------
+
+    # execute() and execute_async() write out what acquire() and Permit do for a leased call: there
+    # are no objects to be made then, and half a microsecond is all that such a call costs.
 
     def execute(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Call the function with all the arguments, if the circuit lets it through.
@@ -85,15 +82,35 @@ class Breaker:
             CallCancelledError: The token of `options(cancel=)` fired; likewise.
             BaseException: Whatever the function raised, itself.
         """
-        if self._timeout is not None or self._cancel is not None:
-            return self._execute_limited(functools.partial(function, *args, **kwargs))
+        lease = self._gate.lease
+        start = monotonic()
+        if start >= lease.term.until:
+            if start < lease.rejects_until:
+                raise lease.reject(start)
+            return self._execute_unleased(function, args, kwargs)
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            end(lease, error, monotonic() - start)
+            raise
+        if type(result) is CoroutineType:
+            _refuse_coroutine(lease, result)
+        lease.successes.append(monotonic() - start)
+        if lease.idle:
+            lease.rouse()
+        return result
+
+    def _execute_unleased(
+        self, function: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> R:
         permit = self.acquire()
         try:
             result = function(*args, **kwargs)
         except BaseException as error:
             permit.end(error)
             raise
-        _refuse_coroutine(permit, result)
+        if isinstance(result, CoroutineType):
+            _refuse_coroutine(permit, result)
         permit.end(None)
         return result
 
@@ -105,8 +122,25 @@ class Breaker:
         As `execute`, but on a timeout or a cancellation the task is cancelled, as by
         `asyncio.timeout`, and nothing runs on.
         """
-        if self._timeout is not None or self._cancel is not None:
-            return await self._execute_limited_async(functools.partial(function, *args, **kwargs))
+        lease = self._gate.lease
+        start = monotonic()
+        if start >= lease.term.until:
+            if start < lease.rejects_until:
+                raise lease.reject(start)
+            return await self._execute_unleased_async(function, args, kwargs)
+        try:
+            result = await function(*args, **kwargs)
+        except BaseException as error:
+            end(lease, error, monotonic() - start)
+            raise
+        lease.successes.append(monotonic() - start)
+        if lease.idle:
+            lease.rouse()
+        return result
+
+    async def _execute_unleased_async(
+        self, function: Callable[..., Awaitable[R]], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> R:
         permit = await self.acquire_async()
         try:
             result = await function(*args, **kwargs)
@@ -128,16 +162,33 @@ class Breaker:
                 "a breaker cannot decorate a generator; use `with breaker:` in its body"
             )
         if inspect.iscoroutinefunction(function):
-
-            @functools.wraps(function)
-            async def call_async(*args: Any, **kwargs: Any) -> Any:
-                return await self.execute_async(function, *args, **kwargs)
-
-            return call_async  # type: ignore[return-value]  # R is a coroutine here
+            call_async = functools.wraps(function)(self._decorate_async(function))
+            return call_async
 
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> R:
             return self.execute(function, *args, **kwargs)
+
+        return call
+
+    def _decorate_async(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        # execute_async() written out once more: to await it would cost a third of a call.
+        gate = self._gate
+
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            lease = gate.lease
+            start = monotonic()
+            if start >= lease.term.until:
+                return await self.execute_async(function, *args, **kwargs)
+            try:
+                result = await function(*args, **kwargs)
+            except BaseException as error:
+                end(lease, error, monotonic() - start)
+                raise
+            lease.successes.append(monotonic() - start)
+            if lease.idle:
+                lease.rouse()
+            return result
 
         return call
 
@@ -160,56 +211,9 @@ class Breaker:
             check_seconds("timeout", timeout)
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise ConfigError(f"cancel must be a CancelToken or an Event, got {cancel!r}")
-        return Breaker(self._client, self.name, self._config, timeout, cancel)
-
-    def _execute_limited(self, call: Callable[[], R]) -> R:
-        self._check_token()
-        permit = self.acquire()
-        try:
-            result = call_on_thread(call, self._timeout, self._cancel)
-        except TimedOut:
-            self._time_out(permit)
-        except Cancelled:
-            permit.release()
-            raise CallCancelledError(self.name) from None
-        except BaseException as error:
-            permit.end(error)
-            raise
-        _refuse_coroutine(permit, result)
-        permit.end(None)
-        return result
-
-    async def _execute_limited_async(self, call: Callable[[], Awaitable[R]]) -> R:
-        self._check_token()
-        permit = await self.acquire_async()
-        limit = TaskLimit(self._timeout, self._cancel)
-        try:
-            result = await call()
-        except BaseException as error:
-            reason = limit.end(error)
-            if reason is TimedOut:
-                self._time_out(permit)
-            if reason is Cancelled:
-                permit.release()
-                raise CallCancelledError(self.name) from None
-            permit.end(error)
-            raise
-        limit.end(None)
-        if limit.reason is TimedOut:  # it took its cancellation for no more than a hint
-            permit.failure(CallTimeoutError(self.name, self._timeout or 0.0))
-        else:
-            permit.end(None)
-        return result
-
-    def _time_out(self, permit: Permit) -> NoReturn:
-        assert self._timeout is not None
-        error = CallTimeoutError(self.name, self._timeout)
-        permit.failure(error)
-        raise error from None
-
-    def _check_token(self) -> None:
-        if self._cancel is not None and self._cancel.is_set():
-            raise CallCancelledError(self.name)
+        if timeout is None and cancel is None:
+            return self
+        return _LimitedBreaker(self._client, self.name, self._config, timeout, cancel)
 
     # -- permits -----------------------------------------------------------------------------------
 
@@ -219,6 +223,12 @@ class Breaker:
         Raises:
             CircuitOpenError, TooManyRequestsError, ManagerUnavailableError: As `execute`.
         """
+        lease = self._gate.lease
+        now = monotonic()
+        if now < lease.term.until:
+            return Permit(self.name, lease)
+        if now < lease.rejects_until:
+            raise lease.reject(now)
         link = self._client.link()
         if link is None:
             return self._permit(None)
@@ -226,6 +236,12 @@ class Breaker:
 
     async def acquire_async(self) -> Permit:
         """The same, without blocking the event loop."""
+        lease = self._gate.lease
+        now = monotonic()
+        if now < lease.term.until:
+            return Permit(self.name, lease)
+        if now < lease.rejects_until:
+            raise lease.reject(now)
         link = self._client.link()
         if link is None:
             return self._permit(None)
@@ -246,7 +262,6 @@ class Breaker:
         raise ManagerUnavailableError(self._client.address)
 
     def __enter__(self) -> Permit:
-        self._refuse_limits()
         permit = self.acquire()
         _entered.set((*_entered.get(), (self, permit)))
         return permit
@@ -260,7 +275,6 @@ class Breaker:
         self._leave(error)
 
     async def __aenter__(self) -> Permit:
-        self._refuse_limits()
         permit = await self.acquire_async()
         _entered.set((*_entered.get(), (self, permit)))
         return permit
@@ -285,10 +299,6 @@ class Breaker:
             f"a block of circuit {self.name!r} was left in another context than it was entered in; "
             f"use acquire() there"
         )
-
-    def _refuse_limits(self) -> None:
-        if self._timeout is not None or self._cancel is not None:
-            raise ConfigError("a with block cannot be stopped; use execute() with options()")
 
     # -- the circuit -------------------------------------------------------------------------------
 
@@ -335,22 +345,108 @@ class Breaker:
         return self._client.on_state_change(self.name, handler)
 
     def __reduce__(self) -> tuple[Callable[..., Breaker], tuple[object, ...]]:
-        if self._cancel is not None:
-            raise TypeError("a breaker with options(cancel=) cannot be pickled")
-        return _restore, (self._client.settings, self.name, self._config, self._timeout)
+        return _restore, (self._client.settings, self.name, self._config)
 
     def __repr__(self) -> str:
         return f"<Breaker {self.name!r} at {self._client.address}>"
 
 
+class _LimitedBreaker(Breaker):
+    """A breaker whose calls may be stopped; see `Breaker.options`."""
+
+    __slots__ = ("_cancel", "_timeout")
+
+    def __init__(
+        self,
+        client: Client,
+        name: str,
+        config: CircuitConfig | None,
+        timeout: float | None,
+        cancel: Cancellable | None,
+    ) -> None:
+        super().__init__(client, name, config)
+        self._timeout = timeout
+        self._cancel = cancel
+
+    def execute(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
+        self._check_token()
+        permit = self.acquire()
+        call = functools.partial(function, *args, **kwargs)
+        try:
+            result = call_on_thread(call, self._timeout, self._cancel)
+        except TimedOut:
+            self._time_out(permit)
+        except Cancelled:
+            permit.release()
+            raise CallCancelledError(self.name) from None
+        except BaseException as error:
+            permit.end(error)
+            raise
+        if isinstance(result, CoroutineType):
+            _refuse_coroutine(permit, result)
+        permit.end(None)
+        return result
+
+    async def execute_async(
+        self, function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> R:
+        self._check_token()
+        permit = await self.acquire_async()
+        limit = TaskLimit(self._timeout, self._cancel)
+        try:
+            result = await function(*args, **kwargs)
+        except BaseException as error:
+            reason = limit.end(error)
+            if reason is TimedOut:
+                self._time_out(permit)
+            if reason is Cancelled:
+                permit.release()
+                raise CallCancelledError(self.name) from None
+            permit.end(error)
+            raise
+        limit.end(None)
+        if limit.reason is TimedOut:  # it took its cancellation for no more than a hint
+            permit.failure(CallTimeoutError(self.name, self._timeout or 0.0))
+        else:
+            permit.end(None)
+        return result
+
+    def _decorate_async(self, function: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await self.execute_async(function, *args, **kwargs)
+
+        return call
+
+    def _time_out(self, permit: Permit) -> NoReturn:
+        assert self._timeout is not None
+        error = CallTimeoutError(self.name, self._timeout)
+        permit.failure(error)
+        raise error from None
+
+    def _check_token(self) -> None:
+        if self._cancel is not None and self._cancel.is_set():
+            raise CallCancelledError(self.name)
+
+    def __enter__(self) -> Permit:
+        raise ConfigError("a with block cannot be stopped; use execute() with options()")
+
+    async def __aenter__(self) -> Permit:
+        raise ConfigError("a with block cannot be stopped; use execute() with options()")
+
+    def __reduce__(self) -> tuple[Callable[..., Breaker], tuple[object, ...]]:
+        if self._cancel is not None:
+            raise TypeError("a breaker with options(cancel=) cannot be pickled")
+        return _restore, (self._client.settings, self.name, self._config, self._timeout)
+
+
 def _restore(
-    settings: Settings, name: str, config: CircuitConfig | None, timeout: float | None
+    settings: Settings, name: str, config: CircuitConfig | None, timeout: float | None = None
 ) -> Breaker:
     from .client import shared  # not above: it imports us
 
     client = shared(settings)
     client.declare(name, config)
-    return Breaker(client, name, config, timeout)
+    return Breaker(client, name, config).options(timeout=timeout)
 
 
 def error_of(error: Error, name: str) -> BreakerError:
@@ -360,9 +456,11 @@ def error_of(error: Error, name: str) -> BreakerError:
     return ProtocolError(f"the manager refused: {error.text} ({error.code.name})")
 
 
-def _refuse_coroutine(permit: Permit, result: object) -> None:
+def _refuse_coroutine(owed: Permit | Lease, result: Any) -> NoReturn:
     """A coroutine has not run yet: to count it as a success would hide every failure."""
-    if isinstance(result, CoroutineType):
-        result.close()
-        permit.release()
-        raise TypeError("execute() was given a coroutine function; use execute_async()")
+    result.close()
+    if isinstance(owed, Permit):
+        owed.release()
+    else:
+        owed.report(Outcome.NEUTRAL)
+    raise TypeError("execute() was given a coroutine function; use execute_async()")

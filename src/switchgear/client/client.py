@@ -40,6 +40,7 @@ from ..wire import (
 )
 from .breaker import Breaker, error_of
 from .events import Dispatcher, Handler, Handlers, check_handler
+from .lease import Gate
 from .link import Link
 
 log = logging.getLogger("switchgear")
@@ -88,6 +89,7 @@ class Client:
         self.settings = settings
         self._handlers = Handlers()
         self._configs: dict[str, CircuitConfig | None] = {}
+        self._gates: dict[str, Gate] = {}
         self._link: Link | None = None
         self._dispatcher: Dispatcher | None = None
         self._starting = threading.Lock()
@@ -145,6 +147,10 @@ class Client:
         link = self._link
         if link is not None and link.pid == os.getpid():
             link.declare(name, config)
+
+    def gate(self, name: str) -> Gate:
+        """What the breakers on a circuit look at before a call."""
+        return self._gates.setdefault(name, Gate())
 
     def breakers(self) -> dict[str, CircuitStats]:
         """Every circuit the manager has, by name, sorted.
@@ -251,6 +257,7 @@ class Client:
             _inherited.append((self._link, self._dispatcher))
         self._link = None
         self._starting = threading.Lock()
+        self._close_gates()
 
     def _open(self) -> Link | None:
         with self._starting:
@@ -266,15 +273,21 @@ class Client:
                 return None  # and no socket of somebody else's that comes there later
             if link is not None:
                 _inherited.append((link, self._dispatcher))
+                self._close_gates()
             _close_at_exit()
             self._dispatcher = Dispatcher(self._handlers)
-            link = Link(place, self._dispatcher.put)
+            link = Link(place, self._gates, self._dispatcher.put)
             for name, config in list(self._configs.items()):
                 link.declare(name, config)
             if self._handlers:
                 link.subscribe(self.settings.acquire_timeout)
             self._link = link
             return link
+
+    def _close_gates(self) -> None:
+        """Leases are of a connection: without it, every call asks for one."""
+        for gate in list(self._gates.values()):
+            gate.close()
 
     def _place(self) -> Address:
         # Not earlier: a server may load the application before it starts the manager.

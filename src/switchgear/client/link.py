@@ -22,7 +22,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import zmq
@@ -42,10 +42,15 @@ from ..wire import (
     encode,
 )
 from .claim import Claim, Hold, TaskWaiter, ThreadWaiter
+from .lease import Gate, Lease, Settled
+from .reports import One
 from .session import DATA, Answer, Grant, Session
 
 log = logging.getLogger("switchgear")
 
+FLUSH_INTERVAL: Final = 0.01  # seconds that outcomes under a lease are gathered, or longer:
+_SHARE: Final = 100  # times the processor time that it took to send them; never longer than
+_FLUSH_MAX: Final = 0.5  # seconds, because what is sent renews the leases
 _NAP_MS: Final = 4  # how long the I/O thread leaves the sockets to busy callers
 _QUEUE: Final = 100_000  # messages that may wait for a manager that does not read
 _RECONNECT_MS: Final = 10  # the first try; then twice as long each time, up to
@@ -86,15 +91,25 @@ class Link:
 
     Args:
         address: The manager's.
+        gates: Where leases are put, by circuit; the owner adds to it.
         on_events: Called in a turn with the events that came, in order; must not block.
     """
 
-    def __init__(self, address: Address, on_events: Callable[[list[Event]], None]) -> None:
+    def __init__(
+        self,
+        address: Address,
+        gates: Mapping[str, Gate],
+        on_events: Callable[[list[Event]], None],
+    ) -> None:
         self.pid = os.getpid()
         self._address = address
         self._on_events = on_events
-        self._session = Session(secrets.token_bytes(16), self.pid)
+        self._gates = gates
+        self._session = Session(secrets.token_bytes(16), self.pid, gates, self)
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._dirty: deque[Lease] = deque()  # with outcomes to collect
+        self._collect_at = 0.0  # when they may be, on our clock
+        self._asleep = False  # the I/O thread is, for as long as nobody wakes it
         self._driver = threading.RLock()
         self._turning: int | None = None  # the thread that runs a turn
         self._interrupted = False  # a turn was left half-way, by an exception
@@ -144,8 +159,34 @@ class Link:
         settled: Callable[[Verdict], None] | None = None,
     ) -> None:
         """See `Claim.report`."""
+        if self.pid != os.getpid():
+            return
+        if outcome is Outcome.FAILURE and hold.name is not None:
+            # What is decided from now on is to be decided with this failure counted, so ask.
+            self._gates[hold.name].suspend()
+        args = (hold, outcome, duration, error, settled)
+        if outcome is Outcome.SUCCESS and isinstance(hold.answer, Grant) and not hold.answer.probe:
+            self._inbox.append((self._report, args))  # it can go with the next request
+            if self._asleep:
+                self._wake.set()
+        else:
+            self._post(self._report, *args)
+
+    def rouse(self, lease: Lease) -> None:
+        """See `Outlet`."""
+        self._dirty.append(lease)
+        if self._asleep:
+            self._wake.set()
+
+    def fail(
+        self, lease: Lease, duration: float, error: str | None, settled: Settled | None
+    ) -> None:
+        """See `Outlet`. Does nothing in a forked child."""
         if self.pid == os.getpid():
-            self._post(self._report, hold, outcome, duration, error, settled)
+            grant = (lease.epoch, None, lease.generation)
+            self._gates[lease.name].suspend()
+            failure = One(lease.name, grant, Outcome.FAILURE, duration, error, settled)
+            self._post(self._fail, failure, lease)
 
     def declare(self, name: str, config: object) -> None:
         """See `Session.declare`. Does not wait."""
@@ -157,7 +198,7 @@ class Link:
         """Ask on the control connection; see `Session.ask`. None: no manager answered in time."""
         waiter = ThreadWaiter(self)
         deadline = time.monotonic() + timeout
-        self._wait_for(waiter, deadline, self._session.ask, waiter, build, circuits)
+        self._wait_for(waiter, deadline, self._ask, waiter, build, circuits)
         return waiter.answer
 
     def subscribe(self, timeout: float) -> bool:
@@ -170,7 +211,7 @@ class Link:
         """Wait until the manager has taken in all that was reported; False: it did not, in time."""
         waiter = ThreadWaiter(self)
         deadline = time.monotonic() + timeout
-        return self._wait_for(waiter, deadline, self._session.flush, waiter)
+        return self._wait_for(waiter, deadline, self._flush, waiter)
 
     def close(self, timeout: float) -> bool:
         """Flush, take leave of the manager, end the thread. False: not everything was flushed.
@@ -250,8 +291,8 @@ class Link:
                 self._watch.release()
             except RuntimeError:
                 pass
-            if self._session.waiting:
-                self._wake.set()  # others wait, and nobody watches for them now
+            if self._session.waiting or self._session.leasing:
+                self._wake.set()  # others wait, or calls run; and nobody watches for them now
 
     def _watch_until(self, waiter: ThreadWaiter, deadline: float) -> None:
         # A function of its own: since Python 3.12 a signal handler that raises at the end of a loop
@@ -271,26 +312,42 @@ class Link:
         wake.register(self._wake, select.POLLIN)
         everything = select.poll()
         everything.register(self._wake, select.POLLIN)
-        watched: set[int] = set()
+        watched = 0
         while not self._closing:
             before = self._watched
-            for fd in self._descriptors() - watched:
-                everything.register(fd, select.POLLIN)
-                watched.add(fd)
+            if watched < len(self._sockets):
+                for socket in list(self._sockets.values())[watched:]:
+                    everything.register(int(socket.fd), select.POLLIN)
+                    watched += 1
             if self._napping:
                 wake.poll(_NAP_MS)
-            arrived = everything.poll(0 if self._napping else None)
-            woken = self._wake.clear()
+            arrived = everything.poll(0 if self._napping else self._doze())
+            self._asleep = False
+            woken = any(fd == self._wake.fileno() for fd, _ in arrived) and self._wake.clear()
             self._napping = not woken and (self._watched != before or self._watching is not None)
-            if not arrived:
-                continue  # busy callers have seen to everything
+            idle = not arrived and (self._napping or not self._inbox)
+            if idle and not self._due(time.monotonic()):
+                continue  # or busy callers see to everything
+            began, due_at = time.thread_time(), self._collect_at
             try:
                 self._drive()
             except Exception:
                 log.exception("a turn of the I/O thread failed")
+            if self._collect_at > due_at:
+                spent = time.thread_time() - began
+                self._collect_at += max(0.0, min(_SHARE * spent, _FLUSH_MAX) - FLUSH_INTERVAL)
 
-    def _descriptors(self) -> set[int]:
-        return {int(socket.fd) for socket in self._sockets.values()}
+    def _doze(self) -> float | None:
+        """How long to wait for the sockets, milliseconds: until outcomes are to be collected."""
+        self._asleep = True  # first: who leaves something after the look at it wakes us
+        remaining = self._collect_at - time.monotonic()
+        if not self._inbox and not self._dirty and remaining <= 0:
+            return None
+        self._asleep = False
+        return 0 if self._inbox else max(0.0, remaining * 1000)
+
+    def _due(self, now: float) -> bool:
+        return bool(self._dirty) and now >= self._collect_at
 
     # -- turns -------------------------------------------------------------------------------------
 
@@ -335,6 +392,8 @@ class Link:
                 self._interrupted = False
                 self._session.resume(now)
             self._do_what_was_posted()
+            if self._due(now):
+                self._collect()
             if self._closed:
                 self._session.hang_up()
             else:
@@ -364,8 +423,37 @@ class Link:
     ) -> None:
         if not hold.reported and isinstance(hold.answer, Grant):
             assert hold.name is not None
-            self._session.report(hold.name, hold.answer, outcome, duration, error, settled)
-            hold.reported = True
+            self._session.report(
+                hold.name,
+                hold.answer,
+                outcome,
+                duration,
+                error,
+                settled,
+                now=time.monotonic(),
+                owed=hold,
+            )
+
+    def _fail(self, failure: One, source: Lease) -> None:
+        self._session.report_failure(failure, source, now=time.monotonic())
+
+    def _ask(self, *args: Any) -> None:
+        self._collect()
+        self._session.ask(*args)
+
+    def _flush(self, waiter: ThreadWaiter) -> None:
+        self._collect()
+        self._session.flush(waiter)
+
+    def _collect(self) -> None:
+        """Take the outcomes from all leases, and leave them alone for some time."""
+        now = time.monotonic()
+        for _ in range(len(self._dirty)):
+            lease = self._dirty[0]
+            lease.idle = True  # first: what is left in it from now on is for the next time
+            self._session.collect(lease, now=now)
+            del self._dirty[0]
+        self._collect_at = now + FLUSH_INTERVAL
 
     def _abandon(self, waiter: ThreadWaiter | TaskWaiter, timed_out: bool) -> None:
         if not waiter.answered:
@@ -382,6 +470,8 @@ class Link:
             self._receive(now)
 
     def _open_wanted(self) -> None:
+        if len(self._session.wanted) == len(self._sockets):
+            return
         for connection in self._session.wanted - self._sockets.keys():
             path = (self._address.data_path, self._address.control_path)[connection]
             socket = self._context.socket(zmq.DEALER)
@@ -457,7 +547,7 @@ class Link:
                     # It asked twice, because a turn was interrupted; the second permit goes back.
                     assert isinstance(waiter, Claim)
                     assert waiter.hold.name is not None
-                    session.report(waiter.hold.name, answer, Outcome.NEUTRAL)
+                    session.report(waiter.hold.name, answer, Outcome.NEUTRAL, now=time.monotonic())
                     self._wake.set()  # for a turn that sends it
                 del session.answers[0]
             if self._watching not in (None, threading.get_ident()):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import BreakerError
 from ..states import Outcome, Verdict
 from ..wire import MAX_ERROR_CHARACTERS
+from .lease import Lease
 from .session import Grant
 
 if TYPE_CHECKING:
@@ -27,6 +29,18 @@ def outcome_of(error: BaseException | None) -> Outcome:
     return Outcome.FAILURE if isinstance(error, Exception) else Outcome.NEUTRAL
 
 
+def end(
+    owed: Claim | Lease,
+    error: BaseException | None,
+    duration: float,
+    settled: Callable[[Verdict], None] | None = None,
+) -> None:
+    """Report a call by what left it: an exception, or None for a return. Duration in seconds."""
+    outcome = outcome_of(error)
+    text = describe(error) if outcome is Outcome.FAILURE else None
+    owed.report(outcome, duration, text, settled)
+
+
 class Permit:
     """The right to run one call, from `Breaker.acquire`.
 
@@ -36,17 +50,18 @@ class Permit:
 
     Attributes:
         name: The circuit.
-        operation: The number of the manager's decision to grant it; None when it was not asked.
+        operation: The number of the manager's decision to grant it; None when it was not asked,
+            because the circuit is leased, or because nobody answered.
         verdict: What became of the report; None until the manager has answered. `Client.flush()`
             waits for that.
     """
 
-    __slots__ = ("_claim", "_ended", "_pid", "_started", "name", "verdict")
+    __slots__ = ("_ended", "_owed", "_pid", "_started", "name", "verdict")
 
-    def __init__(self, name: str, claim: Claim | None) -> None:
+    def __init__(self, name: str, owed: Claim | Lease | None) -> None:
         self.name = name
         self.verdict: Verdict | None = None
-        self._claim = claim  # None: the call runs unprotected, and nobody is told
+        self._owed = owed  # None: the call runs unprotected, and nobody is told
         self._pid = os.getpid()
         self._started = time.perf_counter()
         self._ended = False  # the last one: without it there is nothing to end
@@ -54,7 +69,9 @@ class Permit:
     @property
     def operation(self) -> int | None:
         """See the class."""
-        grant = None if self._claim is None else self._claim.answer
+        if self._owed is None or isinstance(self._owed, Lease):
+            return None
+        grant = self._owed.answer
         return grant.permit if isinstance(grant, Grant) else None
 
     def success(self) -> None:
@@ -102,9 +119,9 @@ class Permit:
                 f"process {os.getpid()} cannot end it"
             )
         self._ended = True
-        if self._claim is not None:
+        if self._owed is not None:
             duration = time.perf_counter() - self._started
-            self._claim.report(outcome, duration, error, self._settled)
+            self._owed.report(outcome, duration, error, self._settled)
 
     def _is_ours(self) -> bool:
         return self._pid == os.getpid()
@@ -135,7 +152,7 @@ class Permit:
         self.end(error)
 
     def __del__(self) -> None:
-        if not getattr(self, "_ended", True) and self._claim is not None and self._is_ours():
+        if not getattr(self, "_ended", True) and self._owed is not None and self._is_ours():
             self._end(Outcome.NEUTRAL)
             warnings.warn(
                 f"a permit for circuit {self.name!r} was dropped without success(), failure() or "

@@ -9,14 +9,15 @@ the command or after `resume`; so a thing is put where it goes before it is take
 
 What it guarantees: reports reach the manager in order and are taken in once, whatever breaks in
 between, because they are numbered and kept until acknowledged; a request is answered at most once;
-a permit that nobody waited for any more goes back; and what is asked on the control socket comes
-after everything that was reported before.
+a permit that nobody waited for any more goes back; what is asked on the control socket comes
+after everything that was reported before; no lease outlasts what the manager has said of the
+circuit, nor by more than its term what it could not say; and however long a manager takes
+nothing in, what waits for it grows with the circuits and not with the calls.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
@@ -26,6 +27,7 @@ from ..wire import (
     KINDS,
     PROTOCOL,
     Acquire,
+    Batch,
     Declare,
     Declared,
     Error,
@@ -34,6 +36,7 @@ from ..wire import (
     Goodbye,
     Granted,
     Hello,
+    Leased,
     ListOf,
     Message,
     MetricsOf,
@@ -42,6 +45,7 @@ from ..wire import (
     Report,
     Reported,
     ResetDone,
+    Revoked,
     StatsOf,
     Stopping,
     Subscribe,
@@ -52,6 +56,9 @@ from ..wire import (
     to_micros,
     to_seconds,
 )
+from .lease import Gate, Lease, Outlet, Settled
+from .leases import Leases
+from .reports import Many, One, Owed, Reports
 
 DATA: Final = 0  # the two connections
 CONTROL: Final = 1
@@ -60,10 +67,12 @@ GREETING_INTERVAL: Final = 0.1  # seconds between two Hellos while the manager d
 
 
 class Grant(NamedTuple):
-    """A permit, as its holder needs it: which manager's, and its number there."""
+    """A permit, as its holder needs it: which manager's, its number there, the generation."""
 
     epoch: int
     permit: int
+    generation: int = 0
+    probe: bool = False  # somebody may be waiting for it to come back
 
 
 # What a waiter gets: an answer, or None when no manager is there.
@@ -114,17 +123,7 @@ class _Asked(NamedTuple):
     circuits: tuple[str, ...]  # that must be declared first
     after: int = 0  # how many reports must have been settled first
     deadline: float = 0.0  # on our clock, for a permit
-
-
-class _Outgoing(NamedTuple):
-    """A report the manager has not acknowledged. Its number is its place in the queue."""
-
-    name: str
-    grant: Grant
-    outcome: Outcome
-    duration: int
-    error: str | None
-    settled: Callable[[Verdict], None] | None
+    since: float = 0.0  # when it was asked for, on our clock
 
 
 class Session:
@@ -133,6 +132,8 @@ class Session:
     Args:
         token: 16 bytes, drawn once in the life of the process.
         pid: The process, for whoever looks at the manager.
+        gates: Where leases are put, by circuit; the owner adds to it.
+        outlet: Where leases hand on what cannot wait.
 
     Attributes:
         outbox: What to send, as (connection, message), oldest first; whoever sends clears it.
@@ -142,7 +143,7 @@ class Session:
         lost: Nobody answers, so requests for permits are answered with None at once.
     """
 
-    def __init__(self, token: bytes, pid: int) -> None:
+    def __init__(self, token: bytes, pid: int, gates: Mapping[str, Gate], outlet: Outlet) -> None:
         self.outbox: list[tuple[int, Message]] = []
         self.answers: list[tuple[Waiter, Answer]] = []
         self.events: list[Event] = []
@@ -160,13 +161,12 @@ class Session:
         self._configs: dict[str, CircuitConfig | None] = {}  # what callers have declared
         self._declared: set[str] = set()  # this manager has been told
         self._declaring: dict[int, str] = {}  # and has not answered yet: request -> circuit
-        self._reports: deque[_Outgoing] = deque()
-        self._acknowledged = 0  # the number of the report before the first in the queue
-        self._settled = 0  # reports that left the queue, ever
+        self._reports = Reports()
         self._syncing = 0  # the number of the Sync that is out, 0 when none is
         self._synced_up_to = 0  # the number of the last report before it
         self._subscribed = False
         self._seen: int | None = None  # the version of the last event from this manager
+        self._leases = Leases(gates, outlet)
 
     # -- commands of callers -----------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class Session:
             return Acquire(number, name, to_micros(deadline + self._clock_offset))
 
         self.wanted.add(DATA)
-        self._ask(_Asked(waiter, DATA, build, (name,), deadline=deadline))
+        self._ask(_Asked(waiter, DATA, build, (name,), deadline=deadline, since=now))
 
     def report(
         self,
@@ -207,7 +207,10 @@ class Session:
         outcome: Outcome,
         duration: float = 0.0,
         error: str | None = None,
-        settled: Callable[[Verdict], None] | None = None,
+        settled: Settled | None = None,
+        *,
+        now: float,
+        owed: Owed | None = None,
     ) -> None:
         """Say how a call ended; the manager takes it in once, and in order.
 
@@ -218,12 +221,32 @@ class Session:
             duration: Seconds.
             error: For a failure, what it was.
             settled: Called with the verdict, when it comes; must neither block nor raise.
+            now: Seconds on our clock.
+            owed: What this reports; tried again, it does nothing.
         """
-        entry = _Outgoing(name, grant, outcome, to_micros(duration), error, settled)
-        self._reports.append(entry)
+        self._add(One(name, grant[:3], outcome, duration, error, settled, owed), now)
+
+    def report_failure(self, failure: One, source: Lease, *, now: float) -> None:
+        """Say that a call failed that ran under a lease, after the others that did; see `report`.
+
+        Args:
+            failure: It.
+            source: The lease.
+            now: Seconds on our clock.
+        """
+        self._reports.collect(source)
+        self._add(failure, now, source)
+
+    def collect(self, lease: Lease, *, now: float) -> None:
+        """Take the outcomes that callers have left in a lease, and report them as one."""
+        self._reports.collect(lease)
         self.wanted.add(DATA)
-        if self._lines[DATA].phase is _Phase.READY:
-            self._send_report(self._acknowledged + len(self._reports), entry)
+        self._send_reports(now)
+
+    def _add(self, report: One, now: float, source: Lease | None = None) -> None:
+        self._reports.add(report, source, self._leases.of(report.name))
+        self.wanted.add(DATA)
+        self._send_reports(now)
 
     def ask(
         self, waiter: Waiter, build: Callable[[int], Message], circuits: tuple[str, ...] = ()
@@ -238,12 +261,12 @@ class Session:
         self.wanted.add(CONTROL)
         if circuits:
             self.wanted.add(DATA)
-        self._held.append(_Asked(waiter, CONTROL, build, circuits, self._reported))
+        self._held.append(_Asked(waiter, CONTROL, build, circuits, self._reports.handed_over))
         self._pass_barrier()
 
     def flush(self, waiter: Waiter) -> None:
         """Answer the waiter with None when all that was reported before has been taken in."""
-        self._held.append(_Asked(waiter, DATA, None, (), self._reported))
+        self._held.append(_Asked(waiter, DATA, None, (), self._reports.handed_over))
         self._pass_barrier()
 
     def subscribe(self, waiter: Waiter) -> None:
@@ -287,6 +310,7 @@ class Session:
         self._numbers.clear()
         self._held.clear()
         self._reports.clear()
+        self._leases.close()
         self.outbox.clear()
 
     # -- what the connections do -------------------------------------------------------------------
@@ -307,11 +331,17 @@ class Session:
             case Welcome():
                 self._welcome(connection, message, now)
             case Reported():
-                self._acknowledge(message.number, message.verdict)
+                self._reported(message, now)
             case Granted():
-                self._granted(message)
+                self._granted(message, now)
             case Rejected():
+                self._renew(message.request)
                 self._answer(message.request, message)
+            case Leased():
+                self._leased(message)
+            case Revoked():
+                self._leases.heard(message.name, message.generation)
+                self._leases.end(message.name)
             case Declared():
                 self._declaring.pop(message.request, None)
                 self._pass_barrier()
@@ -325,7 +355,13 @@ class Session:
                 # Higher than what was asked for where the manager no longer has all we missed.
                 self._seen = max(message.version, self._seen or 0)
                 self._answer(message.request, message)
-            case Pong() | StatsOf() | MetricsOf() | ListOf() | ResetDone() | Stopping():
+            case StatsOf():
+                self._heard(message.stats.name, message.stats.generation)
+                self._answer(message.request, message)
+            case ResetDone():
+                self._heard(message.name, message.generation)
+                self._answer(message.request, message)
+            case Pong() | MetricsOf() | ListOf() | Stopping():
                 self._answer(message.request, message)
             case _:
                 pass  # goes the other way only, so decode() has refused it
@@ -354,7 +390,8 @@ class Session:
             self._set_clock(to_seconds(message.clock), now)
         line.phase, line.epoch, line.refusal = _Phase.READY, message.epoch, None
         if connection == DATA:
-            self._resume_data(message.reports, another)
+            self._leases.length = to_seconds(message.lease)
+            self._resume_data(message.reports, another, now)
         elif self._subscribed:
             if another:
                 self._seen = None
@@ -372,23 +409,23 @@ class Session:
         same = sent_at <= theirs <= now
         self._clock_offset = 0.0 if same else theirs - (sent_at + now) / 2
 
-    def _resume_data(self, taken_in: int, another: bool) -> None:
+    def _resume_data(self, taken_in: int, another: bool, now: float) -> None:
         """Go on where this manager stands: it has our reports up to a number, or none of them."""
+        self._leases.end_all()
         if another:
+            self._leases.forget()
             self._abandoned.clear()
         for number, name in self._abandoned.items():
             # Granted or not? With a deadline long past, the answer is the permit or nothing.
             self.outbox.append((DATA, Acquire(number, name, 0)))
-        while self._acknowledged < taken_in and self._reports:
-            self._acknowledge(self._acknowledged + 1, None)
-        self._acknowledged = taken_in
+        self._acknowledge(taken_in, None)
+        self._reports.restart(taken_in)
         unanswered = set(self._declaring.values())
         again = list(self._declared) if another else [n for n in self._declared if n in unanswered]
         self._declaring.clear()
         for name in again:
             self._send_declare(name)
-        for number, entry in enumerate(self._reports, self._acknowledged + 1):
-            self._send_report(number, entry)
+        self._send_reports(now)
         self._syncing = 0
 
     def _refused(self, connection: int, error: Error, now: float) -> None:
@@ -407,7 +444,7 @@ class Session:
                 self._greet(connection, now)
         elif error.code is ErrorCode.DUPLICATE_REQUEST and self._still_wanted(error.ref, now):
             self._ask_anew(error.ref)
-        elif error.kind == KINDS[Report]:
+        elif error.kind in (KINDS[Report], KINDS[Batch]):
             self._report_refused(error, now)
         elif error.kind == KINDS[Declare]:
             self._declaring.pop(error.ref, None)
@@ -421,34 +458,66 @@ class Session:
         elif self._lines[DATA].phase is _Phase.READY:  # else it is sent, and refused, once more
             # It will never be one, so it must not stand in the way of those behind it. Those before
             # it may only not be acknowledged yet: Welcome tells, and then it is the first.
-            if self._reports and error.ref == self._acknowledged + 1:
-                self._settle(None)
+            if self._reports and error.ref == self._reports.acknowledged + 1:
+                self._answered(self._reports.discard())
             self._greet(DATA, now)
+
+    # -- leases ------------------------------------------------------------------------------------
+
+    def _leased(self, message: Leased) -> None:
+        self._leases.grant(message, self._lines[DATA].epoch, self._clock_offset)
+
+    def _heard(self, name: str, generation: int) -> None:
+        # Of this manager? The control connection may still bring what an earlier one has said.
+        if self._lines[CONTROL].epoch == self._lines[DATA].epoch:
+            self._leases.heard(name, generation)
 
     # -- permits and reports -----------------------------------------------------------------------
 
-    def _granted(self, message: Granted) -> None:
-        grant = Grant(self._lines[DATA].epoch, message.operation)
+    def _granted(self, message: Granted, now: float) -> None:
+        self._renew(message.request)
+        probe = message.deadline is not None
+        grant = Grant(self._lines[DATA].epoch, message.operation, message.generation, probe)
         if message.request in self._asked:
             self._answer(message.request, grant)
         else:
             name = self._abandoned.get(message.request)
             if name is not None:
-                self.report(name, grant, Outcome.NEUTRAL)
+                self.report(name, grant, Outcome.NEUTRAL, now=now)
                 del self._abandoned[message.request]
 
+    def _renew(self, request: int) -> None:
+        asked = self._asked.get(request)
+        if asked is not None:
+            self._leases.renew(asked.since)
+
+    def _reported(self, message: Reported, now: float) -> None:
+        sent_at = self._reports.sent_at(message.number)
+        if sent_at is not None:
+            self._leases.renew(sent_at)
+        self._acknowledge(message.number, message.verdict)
+        self._send_reports(now)
+
     def _acknowledge(self, number: int, verdict: Verdict | None) -> None:
-        """Take reports up to a number off the queue; the verdict is on the last of them."""
-        while self._acknowledged < number and self._reports:
-            self._acknowledged += 1
-            self._settle(verdict if self._acknowledged == number else None)
+        """Take reports up to a number off the queue; the verdict is on the last and each Batch."""
+        while self._reports and self._reports.acknowledged < number:
+            report = self._reports.acknowledge()
+            self._answered(report)
+            last = self._reports.acknowledged == number
+            if verdict is not None and (last or isinstance(report, Many)):
+                report.settle(verdict)
         self._pass_barrier()
 
-    def _settle(self, verdict: Verdict | None) -> None:
-        self._settled += 1  # first: a signal handler may raise after the other
-        entry = self._reports.popleft()
-        if entry.settled is not None and verdict is not None:
-            entry.settled(verdict)
+    def _answered(self, report: One | Many) -> None:
+        if isinstance(report, One) and report.failed:
+            self._leases.answered(report.name)
+
+    def _send_reports(self, now: float) -> None:
+        if self._lines[DATA].phase is _Phase.READY:
+            while (report := self._reports.next_to_send(now)) is not None:
+                self.outbox.append((DATA, report))
+
+    # -- what is waited for ------------------------------------------------------------------------
 
     @property
     def waiting(self) -> bool:
@@ -456,15 +525,9 @@ class Session:
         return bool(self._asked or self._held)
 
     @property
-    def _reported(self) -> int:
-        return self._settled + len(self._reports)
-
-    def _send_report(self, number: int, entry: _Outgoing) -> None:
-        epoch, permit = entry.grant
-        report = Report(
-            number, entry.name, epoch, permit, entry.outcome, entry.duration, entry.error
-        )
-        self.outbox.append((DATA, report))
+    def leasing(self) -> bool:
+        """Calls may run without asking, for as long as nothing else is heard."""
+        return bool(self._leases)
 
     # -- requests ----------------------------------------------------------------------------------
 
@@ -517,14 +580,14 @@ class Session:
         if self._lines[DATA].phase is _Phase.READY:
             self._last_number += 1
             self._syncing = self._last_number
-            self._synced_up_to = self._acknowledged + len(self._reports)
+            self._synced_up_to = self._reports.sent
             self.outbox.append((DATA, Sync(self._syncing)))
 
     def _synced(self, message: Synced, now: float) -> None:
         if message.request != self._syncing:
             return
         self._syncing = 0
-        if self._acknowledged < self._synced_up_to:
+        if self._reports.acknowledged < self._synced_up_to:
             # A report or its acknowledgement was lost on a connection that holds: the manager drops
             # what a client that was stopped does not read. To ask again would go on for ever.
             self._greet(DATA, now)
@@ -538,7 +601,7 @@ class Session:
             self._ensure_declared(asked.circuits)
             if not set(self._declaring.values()).isdisjoint(asked.circuits):
                 return False
-        return self._settled >= asked.after
+        return self._reports.settled >= asked.after
 
     def _ensure_declared(self, circuits: tuple[str, ...]) -> None:
         for name in circuits:
@@ -557,6 +620,7 @@ class Session:
         return Subscribe(number, self._seen)
 
     def _event(self, event: Event) -> None:
+        self._heard(event.name, event.generation)  # whoever is told of it may act on it at once
         if self._seen is None or event.version == self._seen + 1:
             self._seen = event.version
             self.events.append(event)
@@ -569,7 +633,8 @@ class Session:
         assert set(self._numbers.values()) == set(self._asked)
         assert not set(self._abandoned) & set(self._asked)
         assert set(self._declaring.values()) <= self._declared
-        assert all(asked.after <= self._reported for asked in self._held)
+        self._reports.check()
+        self._leases.check()
 
 
 # Refused before they were taken in: their number is still free.

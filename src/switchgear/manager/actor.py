@@ -17,7 +17,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
-from ..circuit import Circuit, Permit, Rejection, Transition
+from ..circuit import Circuit, Permit, Rejection, Tally, Transition
 from ..config import CircuitConfig
 from ..states import Outcome, Verdict
 from ..wire import (
@@ -25,6 +25,7 @@ from ..wire import (
     PAGE,
     PROTOCOL,
     Acquire,
+    Batch,
     Declare,
     Declared,
     Error,
@@ -57,12 +58,14 @@ from ..wire import (
     to_micros,
     to_seconds,
 )
+from .leases import Leases
 
 DATA: Final = 0  # the two sockets, as a Peer names them
 CONTROL: Final = 1
 
-ACK_DELAY: Final = 0.005  # seconds a report's answer may be held back
-ACKS_TOGETHER: Final = 32  # and how many at most
+LEASE: Final = 1.0  # seconds that a session's leases hold after the last report it was answered
+ACK_DELAY: Final = 0.1  # seconds a report's answer may be held back; well below LEASE
+ACKS_TOGETHER: Final = 256  # and how many at most
 EVENTS_KEPT: Final = 1024  # for a subscriber that missed some
 
 
@@ -102,11 +105,25 @@ class _Held(NamedTuple):
     request: int
 
 
-class _Acks(NamedTuple):
+class _Acks:
     """What a peer's reports are answered with, once it is due."""
 
-    due: float
-    messages: list[Reported]
+    __slots__ = ("due", "messages", "reports", "speaks_for_batches")
+
+    def __init__(self, due: float) -> None:
+        self.due = due
+        self.messages: list[Reported] = []
+        self.reports = 0  # that are answered by these
+        self.speaks_for_batches = False  # the last one answers a Batch
+
+    def add(self, message: Reported, *, batch: bool) -> None:
+        """Answer one more report; batches in a row that came to the same are answered as one."""
+        if batch and self.speaks_for_batches and self.messages[-1].verdict is message.verdict:
+            self.messages[-1] = message
+        else:
+            self.messages.append(message)
+        self.reports += 1
+        self.speaks_for_batches = batch
 
 
 class Actor:
@@ -132,6 +149,7 @@ class Actor:
         self._sessions: dict[bytes, Session] = {}  # by token
         self._connected: dict[Peer, Session] = {}
         self._permits: dict[int, _Held] = {}
+        self._leases: Leases[Peer] = Leases()
         self._acks: dict[Peer, _Acks] = {}  # oldest first
         self._subscribers: dict[Peer, None] = {}  # in order of arrival
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
@@ -140,6 +158,7 @@ class Actor:
             Declare: self._declare,
             Acquire: self._acquire,
             Report: self._report,
+            Batch: self._batch,
             Sync: self._sync,
             Goodbye: self._goodbye,
             Ping: self._ping,
@@ -174,7 +193,7 @@ class Actor:
             del self._armed[name]
             circuit = self._circuits[name]
             circuit.tick(now)
-            sends += self._follow(circuit, self._next_operation())
+            sends += self._follow(circuit, self._next_operation(), now)
         return sends
 
     def receive(self, peer: Peer, message: Message, now: float) -> list[Send]:
@@ -194,7 +213,8 @@ class Actor:
         """
         if gone:
             self._subscribers.pop(send.peer, None)
-            self._disconnect(send.peer)
+        if gone or send.peer.socket == DATA:
+            self._disconnect(send.peer)  # what it has missed may be the end of a lease
         if isinstance(send.message, Granted):
             held = self._permits.get(send.message.operation)
             if held is not None:
@@ -215,6 +235,8 @@ class Actor:
         }
         for peer, session in self._connected.items():
             assert session.peer == peer
+        for name in self._names:
+            assert set(self._leases.holders(name)) <= set(self._connected)
         for circuit in self._circuits.values():
             circuit.check()
             deadline = circuit.next_deadline
@@ -235,14 +257,16 @@ class Actor:
             session.peer = peer
             self._connected[peer] = session
             reports = session.reports
-        welcome = Welcome(message.request, PROTOCOL, self.epoch, to_micros(now), reports)
+        clock, lease = to_micros(now), to_micros(LEASE)
+        welcome = Welcome(message.request, PROTOCOL, self.epoch, clock, reports, lease)
         return [Send(peer, welcome)]
 
     def _disconnect(self, peer: Peer) -> None:
-        self._acks.pop(peer, None)
         session = self._connected.pop(peer, None)
         if session is not None:
             session.peer = None
+            self._acks.pop(peer, None)
+            self._leases.drop(peer)
 
     def _goodbye(self, message: Goodbye, peer: Peer, now: float) -> list[Send]:
         session = self._connected.get(peer)
@@ -271,6 +295,8 @@ class Actor:
             state, generation = circuit.state, circuit.generation
             change = Transition(state, state, "config", generation, now)
             events = self._publish(circuit, change, operation)
+            if message.config.consistency == "strict":
+                events += self._tell_holders(circuit, now)
         return [Send(peer, Declared(message.request, operation, circuit.config)), *events]
 
     def _acquire(self, message: Acquire, peer: Peer, now: float) -> list[Send]:
@@ -292,8 +318,10 @@ class Actor:
         session.requests = message.request
         operation = self._next_operation()
         permit = circuit.acquire(operation, now)
+        leased = self._leases.grant(peer, circuit, now)
+        leases = [] if leased is None else [Send(peer, leased)]
         if isinstance(permit, Rejection):
-            return [Send(peer, Rejected(message.request, operation, *permit))]
+            return [Send(peer, Rejected(message.request, operation, *permit)), *leases]
         deadline = None
         if permit.deadline is not None:
             deadline = to_micros(permit.deadline)
@@ -301,7 +329,7 @@ class Actor:
         granted = Granted(message.request, operation, permit.generation, deadline)
         self._permits[operation] = _Held(session, circuit, permit, message.request)
         session.granted[message.request] = granted
-        return [Send(peer, granted)]
+        return [Send(peer, granted), *leases]
 
     def _report(self, message: Report, peer: Peer, now: float) -> list[Send]:
         session = self._connected.get(peer)
@@ -310,13 +338,8 @@ class Actor:
         if message.number != session.reports + 1:
             return self._wrong_number(session, peer, message)
         session.reports = message.number
-        duration = to_seconds(message.duration)
-        if message.epoch != self.epoch:
-            circuit = self._circuits.get(message.name)
-            if circuit is None:
-                return self._unknown_circuit(peer, message, message.name)
-            verdict = circuit.report_orphan(message.outcome, now, duration, message.error)
-            return self._acknowledge(peer, message, self._next_operation(), verdict, now)
+        if message.permit is None or message.epoch != self.epoch:
+            return self._report_leased(message, peer, now)
         held = self._permits.get(message.permit)
         if held is None or held.circuit.name != message.name:
             text = f"permit {message.permit} of {message.name!r} is not out"
@@ -326,29 +349,81 @@ class Actor:
             return self._refuse(peer, message, ErrorCode.FOREIGN_PERMIT, text)
         self._take_back(held)
         operation = self._next_operation()
+        duration = to_seconds(message.duration)
         verdict = held.circuit.report(held.permit, message.outcome, now, duration, message.error)
-        acks = self._acknowledge(peer, message, operation, verdict, now)
-        if held.permit.deadline is None and not held.circuit.changed:
-            return acks  # mostly: no probe came back, and nothing moved
-        return [*acks, *self._follow(held.circuit, operation)]
+        changes: list[Send] = []
+        if held.permit.deadline is not None or held.circuit.changed:  # mostly neither
+            changes = self._follow(held.circuit, operation, now)
+        return self._answer(message, peer, operation, verdict, changes, now)
+
+    def _report_leased(self, message: Report, peer: Peer, now: float) -> list[Send]:
+        """Take the outcome of a call that needs no permit, because it ran under a lease.
+
+        Or one that an earlier manager admitted: to us it is the same, only of no generation.
+        """
+        circuit = self._circuits.get(message.name)
+        if circuit is None:
+            return self._unknown_circuit(peer, message, message.name)
+        operation = self._next_operation()
+        generation = message.generation if message.epoch == self.epoch else 0
+        duration = to_seconds(message.duration)
+        verdict = circuit.report_leased(generation, message.outcome, now, duration, message.error)
+        changes = self._follow(circuit, operation, now)
+        return self._answer(message, peer, operation, verdict, changes, now)
+
+    def _answer(
+        self,
+        report: Report,
+        peer: Peer,
+        operation: int,
+        verdict: Verdict,
+        changes: list[Send],
+        now: float,
+    ) -> list[Send]:
+        acks = self._acknowledge(peer, Reported(report.number, operation, verdict), now)
+        if report.outcome is not Outcome.FAILURE:
+            return [*acks, *changes]
+        # A failure has suspended the lease. It is answered at once, and not before the news.
+        *before, last = acks or self._take_acks(peer)
+        return [*before, *changes, last]
+
+    def _batch(self, message: Batch, peer: Peer, now: float) -> list[Send]:
+        session = self._connected.get(peer)
+        if session is None:
+            return self._no_session(peer, message)
+        if message.number != session.reports + 1:
+            return self._wrong_number(session, peer, message)
+        session.reports = message.number
+        circuit = self._circuits.get(message.name)
+        if circuit is None:
+            return self._unknown_circuit(peer, message, message.name)
+        generation = message.generation if message.epoch == self.epoch else 0
+        durations = [to_seconds(micros) for micros in message.durations]
+        tally = Tally(message.successes, message.neutral, message.rejected, durations)
+        verdict = circuit.report_tally(generation, tally)
+        answer = Reported(message.number, self._next_operation(), verdict)
+        return self._acknowledge(peer, answer, now, batch=True)
 
     def _acknowledge(
-        self, peer: Peer, report: Report, operation: int, verdict: Verdict, now: float
+        self, peer: Peer, answer: Reported, now: float, *, batch: bool = False
     ) -> list[Send]:
         """Answer a report, but not at once: it can mostly go with the next call's Granted."""
-        acks = self._acks.setdefault(peer, _Acks(now + ACK_DELAY, []))
-        acks.messages.append(Reported(report.number, operation, verdict))
-        return self._take_acks(peer) if len(acks.messages) >= ACKS_TOGETHER else []
+        acks = self._acks.get(peer)
+        if acks is None:
+            acks = self._acks[peer] = _Acks(now + ACK_DELAY)
+        acks.add(answer, batch=batch)
+        return self._take_acks(peer) if acks.reports >= ACKS_TOGETHER else []
 
     def _take_acks(self, peer: Peer) -> list[Send]:
-        return [Send(peer, message) for message in self._acks.pop(peer).messages]
+        acks = self._acks.pop(peer, None)
+        return [] if acks is None else [Send(peer, message) for message in acks.messages]
 
     def _sync(self, message: Sync, peer: Peer, now: float) -> list[Send]:
         if peer not in self._connected:
             return self._no_session(peer, message)
         return [Send(peer, Synced(message.request, self._next_operation()))]
 
-    def _wrong_number(self, session: Session, peer: Peer, message: Report) -> list[Send]:
+    def _wrong_number(self, session: Session, peer: Peer, message: Report | Batch) -> list[Send]:
         expected = session.reports + 1
         if message.number < expected:
             text = f"report {message.number} was taken in before"
@@ -359,7 +434,7 @@ class Actor:
     def _give_back(self, held: _Held, now: float) -> list[Send]:
         self._take_back(held)
         held.circuit.report(held.permit, Outcome.NEUTRAL, now)
-        return self._follow(held.circuit, self._next_operation())
+        return self._follow(held.circuit, self._next_operation(), now)
 
     def _held_by(self, session: Session) -> dict[int, _Held]:
         numbers = [granted.operation for granted in session.granted.values()]
@@ -402,8 +477,8 @@ class Actor:
             return self._unknown_circuit(peer, message, message.name)
         operation = self._next_operation()
         circuit.reset(now)
-        done = Send(peer, ResetDone(message.request, operation, circuit.generation))
-        return [done, *self._follow(circuit, operation)]
+        done = Send(peer, ResetDone(message.request, operation, circuit.name, circuit.generation))
+        return [done, *self._follow(circuit, operation, now)]
 
     def _subscribe(self, message: Subscribe, peer: Peer, now: float) -> list[Send]:
         self._subscribers[peer] = None
@@ -424,13 +499,20 @@ class Actor:
         self._operation += 1
         return self._operation
 
-    def _follow(self, circuit: Circuit, operation: int) -> list[Send]:
-        """Tell the subscribers of the circuit's transitions and set its timer."""
+    def _follow(self, circuit: Circuit, operation: int, now: float) -> list[Send]:
+        """Tell holders of leases and subscribers of the circuit's transitions; set its timer."""
         self._arm(circuit)
-        sends: list[Send] = []
-        for transition in circuit.take_transitions():
+        transitions = circuit.take_transitions()
+        if not transitions:
+            return []
+        sends = self._tell_holders(circuit, now)  # first: they go on calling until they hear it
+        for transition in transitions:
             sends += self._publish(circuit, transition, operation)
         return sends
+
+    def _tell_holders(self, circuit: Circuit, now: float) -> list[Send]:
+        holders, message = self._leases.follow(circuit, now)
+        return [] if message is None else [Send(holder, message) for holder in holders]
 
     def _publish(self, circuit: Circuit, change: Transition, operation: int) -> list[Send]:
         self._version += 1

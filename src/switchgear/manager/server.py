@@ -23,7 +23,7 @@ import zmq
 
 from ..address import Address
 from ..errors import ConfigError
-from ..transport import receive_frames, send_frames
+from ..transport import READABLE, events_of, receive_frames, send_frames
 from ..wire import (
     MAX_FRAME,
     MAX_FRAMES,
@@ -134,15 +134,18 @@ class Server:
         if socket == CONTROL:
             self._correct_clock(now)
         count = 0
-        try:
+        with contextlib.suppress(zmq.Again):
             while count < _BATCH:
+                # To look first costs half of what the exception does; but not for each of many.
+                if count < 2 and not events_of(source) & READABLE:
+                    break
                 address, *frames = receive_frames(source)
                 count += 1
                 peer = Peer(socket, address)
                 for frame in frames[:MAX_FRAMES]:
                     self._send(self._handle(peer, frame, now), now)
-        except zmq.Again:
-            self._unread.discard(socket)
+        if count < _BATCH:
+            self._unread.discard(socket)  # it held nothing when we looked, after the last send
         return count
 
     def _handle(self, peer: Peer, frame: bytes, now: float) -> list[Send]:

@@ -1,0 +1,62 @@
+"""Who may decide about which circuit without asking, and so must be told when it changes.
+
+A lease holds for one generation of a circuit that is closed or open. It ends at the next change of
+state, of which every holder is told on the connection that its acknowledgements take, so that no
+acknowledgement can renew a lease that has ended. No socket, no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Generic, TypeVar
+
+from ..circuit import Circuit
+from ..states import State
+from ..wire import Leased, Revoked, to_micros
+
+Holder = TypeVar("Holder", bound=Hashable)
+
+
+class Leases(Generic[Holder]):
+    """The leases that are out, by circuit. Holders are connections, as their owner names them."""
+
+    def __init__(self) -> None:
+        self._holders: dict[str, dict[Holder, None]] = {}  # in the order of their first calls
+
+    def grant(self, holder: Holder, circuit: Circuit, now: float) -> Leased | None:
+        """Give a lease, if the circuit is one that is leased now and the holder has none."""
+        if circuit.config.consistency == "strict" or circuit.state is State.HALF_OPEN:
+            return None
+        holders = self._holders.setdefault(circuit.name, {})
+        if holder in holders:
+            return None
+        holders[holder] = None
+        return _lease(circuit, now)
+
+    def follow(self, circuit: Circuit, now: float) -> tuple[list[Holder], Leased | Revoked | None]:
+        """Say whom to tell what, now that the circuit has another generation or configuration."""
+        holders = list(self._holders.get(circuit.name, ()))
+        if not holders:
+            return [], None
+        if circuit.config.consistency == "strict":
+            del self._holders[circuit.name]
+            return holders, Revoked(circuit.name, circuit.generation)
+        if circuit.state is State.HALF_OPEN:
+            del self._holders[circuit.name]
+            return [], None  # what they held was good for as long as the circuit was open
+        return holders, _lease(circuit, now)
+
+    def drop(self, holder: Holder) -> None:
+        """Forget a holder that has gone, or begins anew. Linear in the circuits."""
+        for holders in self._holders.values():
+            holders.pop(holder, None)
+
+    def holders(self, name: str) -> list[Holder]:
+        """Who has a lease on a circuit, oldest first."""
+        return list(self._holders.get(name, ()))
+
+
+def _lease(circuit: Circuit, now: float) -> Leased:
+    retry_after = circuit.retry_after(now)
+    until = None if retry_after is None else to_micros(now + retry_after)
+    return Leased(circuit.name, circuit.generation, circuit.state, until, circuit.last_error)

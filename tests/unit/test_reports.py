@@ -1,0 +1,391 @@
+"""The queue of reports: what was sent stays as it was, what waits does not grow with the calls."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pytest
+from harness import How, Pair
+
+from switchgear.client.lease import Lease, Settled
+from switchgear.client.reports import WINDOW, Many, One, Reports
+from switchgear.config import CircuitConfig
+from switchgear.states import Outcome, Verdict
+from switchgear.stats import LATENCY_WINDOW
+from switchgear.wire import TO_DATA, Batch, Message, Report, decode, encode
+
+SUCCESS: Final = Outcome.SUCCESS
+FAILURE: Final = Outcome.FAILURE
+NEUTRAL: Final = Outcome.NEUTRAL
+
+
+class Outlet:
+    """For leases that are collected by hand."""
+
+    def rouse(self, lease: Lease) -> None: ...
+
+    def fail(
+        self, lease: Lease, duration: float, error: str | None, settled: Settled | None
+    ) -> None:
+        raise AssertionError("failures are added by hand")
+
+
+def lease_on(name: str = "a", generation: int = 1) -> Lease:
+    return Lease(Outlet(), name, 77, generation)
+
+
+def one(outcome: Outcome = SUCCESS, *, settled: Settled | None = None) -> One:
+    return One("a", (77, None, 1), outcome, 0.25, None, settled)
+
+
+def add(reports: Reports, lease: Lease, *durations: float) -> None:
+    """Calls under the lease returned, and are collected."""
+    lease.successes += durations
+    reports.collect(lease)
+    reports.check()
+
+
+def send_all(reports: Reports, now: float = 0.0) -> list[Report | Batch]:
+    """All that may be sent."""
+    sent = []
+    while (message := reports.next_to_send(now)) is not None:
+        reports.check()
+        sent.append(message)
+    return sent
+
+
+def settle_all(reports: Reports) -> list[One | Many]:
+    """Everything is sent and taken in."""
+    found = []
+    send_all(reports)
+    while reports:
+        found.append(reports.acknowledge())
+        reports.check()
+    return found
+
+
+def anew(message: Report | Batch, number: int) -> Message:
+    return message._replace(number=number)
+
+
+# -- order and numbers -----------------------------------------------------------------------------
+
+
+def test_reports_are_sent_in_the_order_they_came_and_numbered_without_a_gap() -> None:
+    reports, lease = Reports(), lease_on()
+    reports.add(one(SUCCESS), None)
+    add(reports, lease, 1.0)
+    reports.add(one(FAILURE), lease)
+    add(reports, lease, 2.0)
+    sent = send_all(reports)
+    assert [type(message) for message in sent] == [Report, Batch, Report, Batch]
+    assert [message.number for message in sent] == [1, 2, 3, 4]
+    assert reports.handed_over == 4
+
+
+@pytest.mark.parametrize("acknowledged", [0, 1, 500])
+def test_at_most_a_window_of_reports_is_sent_and_not_acknowledged(acknowledged: int) -> None:
+    reports = Reports()
+    for _ in range(WINDOW + 600):
+        reports.add(one(), None)
+    assert len(send_all(reports)) == WINDOW
+    for _ in range(acknowledged):
+        reports.acknowledge()
+    assert [message.number for message in send_all(reports)] == list(
+        range(WINDOW + 1, WINDOW + 1 + acknowledged)
+    )
+
+
+def test_the_window_is_4096() -> None:
+    assert WINDOW == 4096
+
+
+def test_what_was_sent_is_known_with_its_time_until_it_is_acknowledged() -> None:
+    reports = Reports()
+    for _ in range(3):
+        reports.add(one(), None)
+    reports.next_to_send(5.0)
+    reports.next_to_send(6.0)
+    assert [reports.sent_at(number) for number in (0, 1, 2, 4)] == [None, 5.0, 6.0, None]
+    reports.acknowledge()
+    assert [reports.sent_at(number) for number in (1, 2)] == [None, 6.0]
+
+
+def test_a_report_that_is_sent_again_was_sent_then() -> None:
+    reports = Reports()
+    reports.add(one(), None)
+    reports.next_to_send(5.0)
+    reports.restart(0)
+    reports.next_to_send(9.0)
+    assert reports.sent_at(1) == 9.0
+
+
+def test_one_that_is_owed_no_more_is_not_added_again() -> None:
+    reports, report = Reports(), one(FAILURE)
+    for _ in range(2):  # the turn that added it was interrupted, and is done again
+        reports.add(report, None)
+    assert len(reports) == 1
+    settle_all(reports)
+    reports.add(report, None)
+    assert len(reports) == 0
+
+
+def test_several_reports_of_one_debt_are_one() -> None:
+    class Debt:
+        reported = False
+
+    reports, debt = Reports(), Debt()
+    for outcome in (FAILURE, NEUTRAL):
+        reports.add(One("a", (77, 5, 1), outcome, 0.0, None, None, debt), None)
+    (message,) = send_all(reports)
+    assert isinstance(message, Report)
+    assert (message.outcome, message.permit) == (FAILURE, 5)
+
+
+# -- what was sent never changes -------------------------------------------------------------------
+
+
+def test_a_batch_that_was_sent_takes_up_nothing_more() -> None:
+    reports, lease = Reports(), lease_on()
+    add(reports, lease, 1.0, 2.0)
+    (first,) = send_all(reports)
+    lease.rejected += [None] * 3
+    add(reports, lease, 3.0)
+    reports.restart(0)
+    again, second = send_all(reports)
+    assert again == first
+    assert isinstance(second, Batch)
+    assert (second.successes, second.rejected, second.durations) == (1, 3, (3_000_000,))
+
+
+@pytest.mark.parametrize("taken_in", range(5))
+def test_after_a_restart_the_rest_is_sent_again_with_the_same_contents(taken_in: int) -> None:
+    reports, lease = Reports(), lease_on()
+    for number in range(2):
+        add(reports, lease, float(number))
+        reports.add(one(FAILURE), lease)
+    first = send_all(reports)
+    add(reports, lease, 9.0)
+    for _ in range(taken_in):
+        reports.acknowledge()
+    reports.restart(taken_in)
+    again = send_all(reports)
+    assert again[:-1] == first[taken_in:]
+    assert [message.number for message in again] == list(range(taken_in + 1, 6))
+
+
+def test_another_manager_counts_from_one_and_gets_the_same_contents() -> None:
+    reports, lease = Reports(), lease_on()
+    for number in range(3):
+        add(reports, lease, float(number))
+        reports.add(one(FAILURE), lease)
+    first = send_all(reports)
+    for _ in range(2):
+        reports.acknowledge()
+    reports.restart(0)
+    again = send_all(reports)
+    assert again == [anew(message, number) for number, message in enumerate(first[2:], 1)]
+
+
+def test_a_report_that_never_will_be_taken_in_leaves_its_number_to_the_next() -> None:
+    reports, lease = Reports(), lease_on()
+    reports.add(one(FAILURE), None)
+    add(reports, lease, 1.0)
+    first, second = send_all(reports)
+    reports.discard()
+    reports.check()
+    assert send_all(reports) == [anew(second, first.number)]
+    assert (reports.settled, reports.handed_over) == (1, 2)
+
+
+def test_what_is_left_over_at_the_end_is_forgotten() -> None:
+    reports, lease = Reports(), lease_on()
+    add(reports, lease, 1.0)
+    reports.clear()
+    reports.check()
+    assert send_all(reports) == []
+    add(reports, lease, 2.0)
+    assert len(send_all(reports)) == 1
+
+
+# -- many to a report ------------------------------------------------------------------------------
+
+
+def test_what_waits_takes_up_what_comes_after_it() -> None:
+    reports, lease = Reports(), lease_on()
+    for number in range(10):
+        lease.told.append((NEUTRAL, 0.0, None))
+        lease.rejected.append(None)
+        add(reports, lease, float(number))
+    (batch,) = send_all(reports)
+    assert isinstance(batch, Batch)
+    assert (batch.successes, batch.neutral, batch.rejected) == (10, 10, 10)
+    assert batch.durations == tuple(number * 1_000_000 for number in range(10))
+    assert lease.empty
+
+
+def test_every_lease_has_a_batch_of_its_own() -> None:
+    reports = Reports()
+    leases = [lease_on("a", 1), lease_on("a", 2), lease_on("b", 1)]
+    for _ in range(3):
+        for lease in leases:
+            add(reports, lease, 1.0)
+    sent = [message for message in send_all(reports) if isinstance(message, Batch)]
+    assert [(batch.name, batch.generation, batch.successes) for batch in sent] == [
+        ("a", 1, 3),
+        ("a", 2, 3),
+        ("b", 1, 3),
+    ]
+
+
+def test_nothing_is_reported_of_a_lease_that_has_nothing() -> None:
+    reports = Reports()
+    reports.collect(lease_on())
+    assert len(reports) == 0
+
+
+@pytest.mark.parametrize("under_a_permit", [False, True])
+def test_what_ends_after_a_failure_is_not_counted_before_it(under_a_permit: bool) -> None:
+    reports, lease = Reports(), lease_on()
+    add(reports, lease, 1.0)
+    reports.add(one(FAILURE), *([None, lease] if under_a_permit else [lease, None]))
+    add(reports, lease, 2.0, 3.0)
+    add(reports, lease, 4.0)
+    before, failure, after = send_all(reports)
+    assert isinstance(before, Batch)
+    assert isinstance(failure, Report)
+    assert isinstance(after, Batch)
+    assert (before.successes, after.successes) == (1, 3)
+
+
+def test_a_failure_under_an_ended_lease_parts_what_came_of_that_lease() -> None:
+    reports, ended, current = Reports(), lease_on(), lease_on("a", 2)
+    add(reports, ended, 1.0)
+    reports.add(one(FAILURE), ended, current)
+    add(reports, ended, 2.0)
+    assert [type(message) for message in send_all(reports)] == [Batch, Report, Batch]
+
+
+def test_a_batch_tells_the_durations_of_the_last_hundred_successes_and_counts_all() -> None:
+    for count in (LATENCY_WINDOW - 1, LATENCY_WINDOW, LATENCY_WINDOW + 1, 7 * LATENCY_WINDOW):
+        reports, lease = Reports(), lease_on()
+        for number in range(count):
+            add(reports, lease, number / 1e6)
+        (batch,) = send_all(reports)
+        assert isinstance(batch, Batch)
+        assert batch.successes == count
+        assert batch.durations == tuple(range(max(0, count - LATENCY_WINDOW), count))
+        assert decode(encode(batch), TO_DATA) == batch
+
+
+def test_successes_that_are_told_are_successes_and_neutral_ones_take_no_time() -> None:
+    reports, lease = Reports(), lease_on()
+    lease.told += [(SUCCESS, 2e-6, None), (NEUTRAL, 9.0, None)] * (LATENCY_WINDOW - 1)
+    add(reports, lease, 1e-6, 1e-6)
+    (batch,) = send_all(reports)
+    assert isinstance(batch, Batch)
+    assert (batch.successes, batch.neutral) == (LATENCY_WINDOW + 1, LATENCY_WINDOW - 1)
+    assert batch.durations == (1, *[2] * (LATENCY_WINDOW - 1))
+
+
+def test_the_verdict_goes_to_everybody_who_wants_to_know() -> None:
+    verdicts: list[tuple[str, Verdict]] = []
+
+    def to(name: str) -> Settled:
+        return lambda verdict: verdicts.append((name, verdict))
+
+    reports, lease = Reports(), lease_on()
+    lease.told += [(SUCCESS, 0.0, to("one")), (NEUTRAL, 0.0, None), (NEUTRAL, 0.0, to("two"))]
+    add(reports, lease, 1.0)
+    reports.add(one(FAILURE, settled=to("three")), lease)
+    reports.add(one(), None)
+    verdict = iter((Verdict.STALE, Verdict.COUNTED, Verdict.EXPIRED))
+    for report in settle_all(reports):
+        report.settle(next(verdict))
+    assert verdicts == [
+        ("one", Verdict.STALE),
+        ("two", Verdict.STALE),
+        ("three", Verdict.COUNTED),
+    ]
+
+
+def test_a_million_calls_that_nobody_takes_in_wait_in_a_queue_of_a_window_and_are_all_counted() -> (
+    None
+):
+    reports, leases = Reports(), [lease_on("a"), lease_on("b"), lease_on("a", 2)]
+    count, chunk = 1_000_000, 200
+    sent: list[Report | Batch] = []
+    for number in range(count // chunk):
+        leases[number % 3].successes += [1e-6] * chunk
+        reports.collect(leases[number % 3])
+        sent += send_all(reports)
+        assert len(reports) <= WINDOW + 3
+        waiting = reports._queue[-1]
+        assert isinstance(waiting, Many)
+        assert len(waiting._durations) <= LATENCY_WINDOW
+    assert len(sent) == WINDOW
+    assert len(reports) == WINDOW + 3
+    found = 0
+    for message in sent:
+        assert isinstance(message, Batch)
+        found += message.successes
+    while reports:
+        reports.acknowledge()
+        for message in send_all(reports):
+            assert isinstance(message, Batch)
+            assert len(message.durations) == LATENCY_WINDOW
+            found += message.successes
+    assert found == count
+
+
+# -- with a manager --------------------------------------------------------------------------------
+
+
+def test_a_manager_that_was_stopped_gets_everything_in_the_end() -> None:
+    pair = Pair()
+    pair.session.declare("a", CircuitConfig(failure_threshold=1_000_000))
+    pair.run()
+    pair.call()
+    pair.run()
+    lease = pair.admit()
+    assert isinstance(lease, Lease)
+    failures = 0
+    for number in range(3 * WINDOW):
+        pair.end(lease)
+        if number % 100 == 0:
+            pair.end(lease, FAILURE)
+            failures += 1
+        pair.clients[0].flush()
+    reports = pair.session._reports
+    assert len(reports) <= WINDOW + 2 * failures
+    pair.advance(1.0)
+    pair.flush()
+    pair.run()
+    circuit = pair.actor._circuits["a"].stats(pair.now, 0.0)
+    assert (circuit.total_successes, circuit.total_failures) == (3 * WINDOW + 1, failures)
+    assert len(reports) == 0
+    assert pair.call() in (How.LEASED, How.GRANTED)
+
+
+def test_a_batch_that_arrives_twice_or_not_at_all_is_counted_once() -> None:
+    pair = Pair()
+    pair.session.declare("a", CircuitConfig())
+    pair.run()
+    pair.call()
+    up = pair.clients[0].wires[0].up
+    for lose in (False, True):
+        for _ in range(3):
+            pair.call()
+        pair.collect_leases()
+        if lose:
+            up.clear()
+        else:
+            up.extend(list(up))
+        pair.flush()
+        pair.run()
+        if lose:
+            pair.call()  # Welcome has ended the lease
+            pair.flush()
+            pair.run()
+    circuit = pair.actor._circuits["a"].stats(pair.now, 0.0)
+    assert circuit.total_successes == 1 + 3 + 3 + 1
