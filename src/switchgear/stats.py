@@ -16,6 +16,7 @@ from .config import CircuitConfig
 from .states import State
 
 LATENCY_WINDOW: Final = 100  # executed calls; the Go original's
+_SLACK: Final = 28  # durations that may be kept beyond it, so that not each new one moves the rest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,30 +115,27 @@ class Latencies:
 class LatencyWindow:
     """The durations of the last `LATENCY_WINDOW` executed calls, and no others: bounded memory."""
 
-    __slots__ = ("_durations", "_oldest")
+    __slots__ = ("_durations",)
 
     def __init__(self) -> None:
-        self._durations = array("d")  # a ring once it is full: a third of the memory of a deque
-        self._oldest = 0
+        self._durations = array("d")  # a third of the memory of floats in a deque
 
     def add(self, duration: float) -> None:
-        """Take in one duration, seconds; the oldest falls out of a full window."""
-        if len(self._durations) < LATENCY_WINDOW:
-            self._durations.append(duration)
-        else:
-            self._durations[self._oldest] = duration
-            self._oldest = (self._oldest + 1) % LATENCY_WINDOW
+        """Take in one duration, seconds."""
+        self._durations.append(duration)
+        if len(self._durations) > LATENCY_WINDOW + _SLACK:
+            del self._durations[:-LATENCY_WINDOW]
 
     def extend(self, durations: Iterable[float]) -> None:
         """Take in several, oldest first."""
-        for duration in durations:
-            self.add(duration)
+        self._durations.extend(durations)
+        del self._durations[:-LATENCY_WINDOW]
 
     def latencies(self) -> Latencies:
         """Summarise the window. Sorts it: O(n log n), n at most 100."""
         if not self._durations:
             return Latencies()
-        ordered = sorted(self._durations)
+        ordered = sorted(self._durations[-LATENCY_WINDOW:])
         return Latencies(
             avg_latency=math.fsum(ordered) / len(ordered),
             min_latency=ordered[0],

@@ -178,6 +178,20 @@ def _array_of(field: _Field, most: int) -> _Field:
     return _Field(decode, lambda value: _encode_row(value, (field,) * len(value)))
 
 
+def _numbers(field: _Field, highest: int, most: int) -> _Field:
+    """Numbers of one kind. There may be many, so they are looked at together, not one by one."""
+    one_by_one = _array_of(field, most).decode
+
+    def decode(value: object) -> object:
+        if type(value) is tuple and 0 < len(value) <= most and set(map(type, value)) == {int}:
+            lowest, greatest = min(value), max(value)
+            if lowest >= 0 and greatest <= highest:
+                return value
+        return one_by_one(value)
+
+    return _Field(decode)
+
+
 def _decode_row(value: object, fields: Sequence[_Field]) -> list[Any]:
     if type(value) is not tuple or len(value) < len(fields):
         raise ValueError(f"expected an array of {len(fields)}, got {_short(value)}")
@@ -217,6 +231,7 @@ def _short(value: object) -> str:
 _integer = _whole(_MAX_INTEGER)
 _count = _whole(MAX_COUNT)
 _micros = _whole(_MAX_MICROS)
+_durations = _numbers(_micros, _MAX_MICROS, LATENCY_WINDOW)
 _duration = _Field(
     lambda value: to_seconds(_micros.decode(value)),
     to_micros,
@@ -430,7 +445,7 @@ class Batch(NamedTuple):
     successes: Count
     neutral: Count
     rejected: Count
-    durations: Annotated[tuple[int, ...], _array_of(_micros, LATENCY_WINDOW)]  # the last successes'
+    durations: Annotated[tuple[int, ...], _durations]  # the last successes', oldest first
 
 
 class Reported(NamedTuple):

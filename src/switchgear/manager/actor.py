@@ -398,7 +398,7 @@ class Actor:
         if circuit is None:
             return self._unknown_circuit(peer, message, message.name)
         generation = message.generation if message.epoch == self.epoch else 0
-        durations = [to_seconds(micros) for micros in message.durations]
+        durations = [micros / 1e6 for micros in message.durations]
         tally = Tally(message.successes, message.neutral, message.rejected, durations)
         verdict = circuit.report_tally(generation, tally)
         answer = Reported(message.number, self._next_operation(), verdict)
