@@ -74,6 +74,33 @@ class Tally(NamedTuple):
     durations: Sequence[float]
 
 
+class Totals(NamedTuple):
+    """What calls came to that were decided without this circuit.
+
+    Attributes:
+        successes: How many.
+        failures: How many.
+        neutral: How many.
+        rejected: How many.
+        durations: Seconds that the last of those took that were executed, oldest first.
+        last_error: What the last failure was.
+    """
+
+    successes: int
+    failures: int
+    neutral: int
+    rejected: int
+    durations: Sequence[float]
+    last_error: str | None
+
+    @classmethod
+    def of(cls, outcome: Outcome, duration: float, error: str | None) -> Totals:
+        """Those of one call."""
+        success, failure, neutral = (int(outcome is each) for each in Outcome)
+        durations = () if neutral else (duration,)
+        return cls(success, failure, neutral, 0, durations, error)
+
+
 class Transition(NamedTuple):
     """One step of a circuit. `old is new` only for the reset of a circuit that was closed."""
 
@@ -245,6 +272,18 @@ class Circuit:
             self.consecutive_failures = 0
         return Verdict.COUNTED
 
+    def report_totals(self, totals: Totals, now: float) -> None:
+        """Take what a client has decided by itself, without us: in the totals, and nothing else."""
+        self._totals[Outcome.SUCCESS] += totals.successes
+        self._totals[Outcome.FAILURE] += totals.failures
+        self._totals[Outcome.NEUTRAL] += totals.neutral
+        self._total_rejected += totals.rejected
+        self._stale_reports += totals.successes + totals.failures + totals.neutral
+        self._window.extend(totals.durations)
+        if totals.failures:
+            self.last_error = totals.last_error
+            self._last_error_at = now
+
     def _leases(self, generation: int) -> bool:
         # Only a closed circuit is leased; who says otherwise must not pass for a probe.
         return generation == self.generation and self.state is State.CLOSED
@@ -317,6 +356,17 @@ class Circuit:
         """
         self._to("reset", now)
 
+    def resume_open(self, half_open_at: float, last_error: str | None) -> None:
+        """Go on as a circuit that somebody else knew to be open.
+
+        Args:
+            half_open_at: When it turns half-open, seconds on our clock.
+            last_error: Its last failure.
+        """
+        self.state = State.OPEN
+        self._half_open_at = half_open_at
+        self.last_error = last_error
+
     def configure(self, config: CircuitConfig) -> bool:
         """Replace the configuration and say whether it is another one. Nothing else moves.
 
@@ -353,6 +403,18 @@ class Circuit:
     def retry_after(self, now: float) -> float | None:
         """Seconds until an open circuit turns half-open; None in the other states."""
         return None if self._half_open_at is None else max(0.0, self._half_open_at - now)
+
+    def totals(self) -> Totals:
+        """What all calls came to so far; those in flight are in none of it."""
+        successes, failures, neutral = self._totals
+        return Totals(
+            successes,
+            failures,
+            neutral,
+            self._total_rejected,
+            self._window.durations(),
+            self.last_error,
+        )
 
     def stats(self, now: float, utc_offset: float) -> CircuitStats:
         """Take a snapshot.

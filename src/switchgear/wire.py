@@ -448,6 +448,22 @@ class Batch(NamedTuple):
     durations: Annotated[tuple[int, ...], _durations]  # the last successes', oldest first
 
 
+class Missed(NamedTuple):
+    """What calls came to that the client decided by itself, while no manager answered.
+
+    Numbered as if it were one Report.
+    """
+
+    number: Number
+    name: Name
+    successes: Count
+    failures: Count
+    neutral: Count
+    rejected: Count
+    durations: Annotated[tuple[int, ...], _durations]  # of the last executed, oldest first
+    last_error: Annotated[str | None, _optional(_text)]
+
+
 class Reported(NamedTuple):
     """A report was taken in, and all before it. May be held back a little; see Sync."""
 
@@ -597,7 +613,7 @@ class Stopping(NamedTuple):
 Message = (
     Hello | Welcome | Error
     | Declare | Declared | Acquire | Granted | Rejected | Leased | Revoked
-    | Report | Batch | Reported | Sync | Synced | Goodbye
+    | Report | Batch | Missed | Reported | Sync | Synced | Goodbye
     | Ping | Pong | GetStats | StatsOf | GetMetrics | MetricsOf | GetList | ListOf
     | Reset | ResetDone | Subscribe | Subscribed | Event | Shutdown | Stopping
 )  # fmt: skip
@@ -620,6 +636,7 @@ KINDS: Final[Mapping[type[Message], int]] = {
     Leased: 20,
     Revoked: 21,
     Batch: 22,
+    Missed: 23,
     Ping: 30,
     Pong: 31,
     GetStats: 32,
@@ -636,7 +653,7 @@ KINDS: Final[Mapping[type[Message], int]] = {
     Shutdown: 43,
     Stopping: 44,
 }
-TO_DATA: Final = frozenset({Hello, Declare, Acquire, Report, Batch, Sync, Goodbye})
+TO_DATA: Final = frozenset({Hello, Declare, Acquire, Report, Batch, Missed, Sync, Goodbye})
 FROM_DATA: Final = frozenset(
     {Welcome, Error, Declared, Granted, Rejected, Leased, Revoked, Reported, Synced}
 )

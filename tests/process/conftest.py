@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import select
 import shutil
@@ -22,13 +23,15 @@ import switchgear as sg
 T = TypeVar("T")
 
 ACQUIRE_TIMEOUT: Final = 5.0  # seconds; generous, because machines are loaded
+# A test wants to see it when a call was not answered, and not to have it stood in for.
+connect: Final = functools.partial(sg.connect, manager_loss="reject")
 PATIENCE: Final = 20.0  # seconds until a test gives up on what must happen
 
 
 @pytest.fixture
 def manager() -> Iterator[sg.Manager]:
     """A manager of the test's own."""
-    with sg.Manager(acquire_timeout=ACQUIRE_TIMEOUT) as manager:
+    with sg.Manager(acquire_timeout=ACQUIRE_TIMEOUT, manager_loss="reject") as manager:
         yield manager
 
 

@@ -19,7 +19,7 @@ import pytest
 
 import switchgear as sg
 
-from .conftest import ACQUIRE_TIMEOUT, eventually, fail, half_open, stopped, trip
+from .conftest import ACQUIRE_TIMEOUT, connect, eventually, fail, half_open, stopped, trip
 
 pytestmark = pytest.mark.process
 
@@ -890,7 +890,7 @@ def test_a_new_config_replaces_the_old_one_and_keeps_the_counts(
 
 def test_a_breaker_without_a_config_keeps_the_managers(manager: sg.Manager, name: str) -> None:
     manager.breaker(name, failure_threshold=7).execute(echo)
-    with sg.connect(manager.address, acquire_timeout=5.0) as client:
+    with connect(manager.address, acquire_timeout=5.0) as client:
         breaker = client.breaker(name)
         assert breaker.config.failure_threshold == 7
         breaker.execute(echo)
@@ -943,7 +943,7 @@ def test_a_client_can_look_at_circuits_it_has_not_declared(
     manager: sg.Manager, breaker: sg.Breaker, name: str
 ) -> None:
     trip(breaker)
-    with sg.connect(manager.address, acquire_timeout=5.0) as client:
+    with connect(manager.address, acquire_timeout=5.0) as client:
         assert client.stats(name).total_failures == 2
         assert client.metrics(name).requests_failed == 2
         client.reset(name)
@@ -966,7 +966,7 @@ def test_reading_moves_nothing(manager: sg.Manager, breaker: sg.Breaker) -> None
 
 
 def test_a_closed_client_refuses_calls(manager: sg.Manager, name: str) -> None:
-    client = sg.connect(manager.address, acquire_timeout=5.0)
+    client = connect(manager.address, acquire_timeout=5.0)
     breaker = client.breaker(name)
     breaker.execute(echo)
     client.close()
@@ -978,7 +978,7 @@ def test_a_closed_client_refuses_calls(manager: sg.Manager, name: str) -> None:
 def test_a_closed_client_gives_back_what_it_held(manager: sg.Manager, name: str) -> None:
     watching = manager.breaker(name, failure_threshold=1, open_timeout=0.05)
     half_open(watching)
-    client = sg.connect(manager.address, acquire_timeout=4.0)
+    client = connect(manager.address, acquire_timeout=4.0)
     permit = client.breaker(name).acquire()
     assert watching.stats().in_flight == 1
     client.close()
@@ -991,7 +991,7 @@ def test_a_closed_client_gives_back_what_it_held(manager: sg.Manager, name: str)
 def test_a_call_that_runs_while_its_client_is_closed_keeps_its_result(
     manager: sg.Manager, name: str
 ) -> None:
-    client = sg.connect(manager.address, acquire_timeout=4.0)
+    client = connect(manager.address, acquire_timeout=4.0)
     breaker = client.breaker(name)
     begun, go_on = threading.Event(), threading.Event()
     results: list[object] = []
@@ -1012,7 +1012,7 @@ def test_a_call_that_runs_while_its_client_is_closed_keeps_its_result(
 
 def test_closing_a_client_frees_whoever_waits_for_an_answer(manager: sg.Manager, name: str) -> None:
     assert manager.pid is not None
-    client = sg.connect(manager.address, acquire_timeout=60.0)
+    client = connect(manager.address, acquire_timeout=60.0)
     breaker = client.breaker(name, consistency="strict")
     breaker.execute(echo)
     client.flush()
@@ -1048,7 +1048,7 @@ def test_a_breaker_pickles_within_its_process(breaker: sg.Breaker) -> None:
 
 
 def test_an_acquire_timeout_at_the_end_of_its_range_works(manager: sg.Manager, name: str) -> None:
-    with sg.connect(manager.address, acquire_timeout=1e9) as client:
+    with connect(manager.address, acquire_timeout=1e9) as client:
         breaker = client.breaker(name)
         assert breaker.execute(echo) == ((), {})
         assert breaker.options(timeout=1e9).execute(echo) == ((), {})

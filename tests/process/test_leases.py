@@ -22,6 +22,7 @@ import switchgear as sg
 from .conftest import (
     ACQUIRE_TIMEOUT,
     PATIENCE,
+    connect,
     ending,
     eventually,
     fail,
@@ -50,7 +51,7 @@ def breaker(manager: sg.Manager) -> sg.Breaker:
 @pytest.fixture
 def other(manager: sg.Manager) -> Iterator[sg.Client]:
     """Another client of the manager; to the manager, another process."""
-    with sg.connect(manager.address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+    with connect(manager.address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
         yield client
 
 
@@ -116,7 +117,7 @@ def test_strict_asks_for_every_call(manager: sg.Manager) -> None:
     for _ in range(3):
         breaker.execute(int)
         assert not runs_unasked(breaker)
-    with sg.connect(manager.address, acquire_timeout=0.05) as impatient:
+    with connect(manager.address, acquire_timeout=0.05) as impatient:
         asking = impatient.breaker("service")
         eventually(lambda: works(asking))
         assert manager.pid is not None
@@ -240,7 +241,7 @@ class Failing(threading.Thread):
 
 def test_g8_a_lease_lapses_when_nothing_is_heard(manager: sg.Manager) -> None:
     assert manager.pid is not None
-    with sg.connect(manager.address, acquire_timeout=0.05) as client:
+    with connect(manager.address, acquire_timeout=0.05) as client:
         breaker = client.breaker("service", STAYS)
         eventually(lambda: works(breaker))
         with stopped(manager.pid):

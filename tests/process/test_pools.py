@@ -17,7 +17,16 @@ import pytest
 
 import switchgear as sg
 
-from .conftest import ACQUIRE_TIMEOUT, PATIENCE, eventually, fail, run_script, trip, wait_readable
+from .conftest import (
+    ACQUIRE_TIMEOUT,
+    PATIENCE,
+    connect,
+    eventually,
+    fail,
+    run_script,
+    trip,
+    wait_readable,
+)
 
 pytestmark = [
     pytest.mark.process,
@@ -82,12 +91,12 @@ def call_while_half_open(breaker: sg.Breaker) -> None:
 
 
 def call_nobody(address: str) -> None:
-    with sg.connect(address, acquire_timeout=0.05) as client:
+    with connect(address, acquire_timeout=0.05) as client:
         client.breaker("service").execute(int)
 
 
 def ask_for_no_circuit(breaker: sg.Breaker) -> None:
-    with sg.connect(str(breaker._client.address), acquire_timeout=ACQUIRE_TIMEOUT) as client:
+    with connect(str(breaker._client.address), acquire_timeout=ACQUIRE_TIMEOUT) as client:
         client.stats("no such")
 
 

@@ -52,6 +52,7 @@ from switchgear.wire import (
     Malformed,
     Message,
     MetricsOf,
+    Missed,
     Ping,
     Pong,
     Rejected,
@@ -185,6 +186,11 @@ GOLDEN: Final[tuple[tuple[Message, str], ...]] = (
         Batch(46, "payments", EPOCH, 2, 0, 0, 17, ()),
         "99162ea87061796d656e7473cf00060a24181e40000200001190",
     ),
+    (
+        Missed(47, "payments", 4, 3, 1, 2, (1_250, 90), "TimeoutError: 25 s"),
+        "99172fa87061796d656e74730403010292cd04e25ab254696d656f75744572726f723a2032352073",
+    ),
+    (Missed(48, "payments", 0, 0, 0, 7, (), None), "991730a87061796d656e74730000000790c0"),
     (Leased("payments", 3, State.CLOSED, None, None), "9614a87061796d656e74730300c0c0"),
     (
         Leased("payments", 4, State.OPEN, 183_456_789, "TimeoutError: 25 s"),
@@ -507,6 +513,7 @@ OPTIONAL: Final = {
     *((StatsOf, (3, index)) for index in (10, 11, 13)),
     *((ListOf, (3, 0, index)) for index in (10, 11, 13)),
     *((MetricsOf, (3, index)) for index in range(7, 13)),
+    (Missed, (8,)),
 }
 
 
@@ -586,7 +593,7 @@ def test_what_has_no_kind_is_refused_as_malformed(frame: bytes) -> None:
         assert (wrong.kind, wrong.ref, wrong.code) == (0, 0, ErrorCode.MALFORMED)
 
 
-@pytest.mark.parametrize("kind", [0, 4, 9, 23, 29, 45, 127, 2**31, MAX_INTEGER])
+@pytest.mark.parametrize("kind", [0, 4, 9, 24, 29, 45, 127, 2**31, MAX_INTEGER])
 def test_an_unknown_kind_is_refused_with_its_number_and_its_request(kind: int) -> None:
     wrong = refusal(msgpack.packb((kind, 77)), frozenset(KINDS))
     assert (wrong.kind, wrong.ref, wrong.code) == (kind, 77, ErrorCode.UNKNOWN_KIND)
@@ -944,6 +951,11 @@ BY_PLACE: Final[dict[tuple[type[Message], str], st.SearchStrategy[Any]]] = {
     (Leased, "until"): st.none() | numbers,
     (Report, "permit"): st.none() | numbers,
     **{(Batch, field): st.integers(0, MAX_COUNT) for field in ("successes", "neutral", "rejected")},
+    **{
+        (Missed, field): st.integers(0, MAX_COUNT)
+        for field in ("successes", "failures", "neutral", "rejected")
+    },
+    (Missed, "durations"): st.lists(micros, max_size=LATENCY_WINDOW).map(tuple),
     (Batch, "durations"): st.lists(micros, max_size=LATENCY_WINDOW).map(tuple),
 }
 

@@ -10,10 +10,12 @@ from time import monotonic
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
+from ..circuit import Rejection
 from ..config import CircuitConfig, check_seconds
 from ..errors import (
     BreakerError,
     CallCancelledError,
+    CallNotPermittedError,
     CallTimeoutError,
     CircuitOpenError,
     ConfigError,
@@ -250,16 +252,27 @@ class Breaker:
 
     def _permit(self, claim: Claim | None) -> Permit:
         answer = None if claim is None else claim.answer
+        if self._client.standby.active and isinstance(answer, (Grant, Rejected)):
+            self._client.standby.end()
         if isinstance(answer, Grant):
             return Permit(self.name, claim)
         if isinstance(answer, Rejected):
-            kind = CircuitOpenError if answer.state is State.OPEN else TooManyRequestsError
-            raise kind(self.name, answer.state, answer.retry_after, answer.last_error)
+            raise _rejection(self.name, answer)
         if isinstance(answer, Error) and answer.code is not ErrorCode.DEADLINE_PASSED:
             raise error_of(answer, self.name)
-        if self._client.settings.manager_loss == "allow":
-            return Permit(self.name, None)
+        match self._client.settings.manager_loss:
+            case "local":
+                return self._standby_permit()
+            case "allow":
+                return Permit(self.name, None)
         raise ManagerUnavailableError(self._client.address)
+
+    def _standby_permit(self) -> Permit:
+        config = self._client.config_of(self.name)
+        permit = self._client.standby.acquire(self.name, config, self._gate)
+        if isinstance(permit, Rejection):
+            raise _rejection(self.name, permit)
+        return Permit(self.name, permit)
 
     def __enter__(self) -> Permit:
         permit = self.acquire()
@@ -454,6 +467,11 @@ def error_of(error: Error, name: str) -> BreakerError:
     if error.code is ErrorCode.UNKNOWN_CIRCUIT:
         return UnknownCircuitError(name)
     return ProtocolError(f"the manager refused: {error.text} ({error.code.name})")
+
+
+def _rejection(name: str, answer: Rejected | Rejection) -> CallNotPermittedError:
+    kind = CircuitOpenError if answer.state is State.OPEN else TooManyRequestsError
+    return kind(name, answer.state, answer.retry_after, answer.last_error)
 
 
 def _refuse_coroutine(owed: Permit | Lease, result: Any) -> NoReturn:

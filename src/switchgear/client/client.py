@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
 
 from ..address import Address
+from ..circuit import Totals
 from ..config import CircuitConfig, check_name, check_seconds
 from ..errors import (
     BreakerError,
@@ -42,10 +43,11 @@ from .breaker import Breaker, error_of
 from .events import Dispatcher, Handler, Handlers, check_handler
 from .lease import Gate
 from .link import Link
+from .standby import Standby
 
 log = logging.getLogger("switchgear")
 
-ManagerLoss = Literal["allow", "reject"]
+ManagerLoss = Literal["local", "allow", "reject"]
 
 ACQUIRE_TIMEOUT: Final = 0.05  # seconds a call waits for the manager at most
 CONTROL_TIMEOUT: Final = 1.0  # seconds for statistics, resets and the like
@@ -67,12 +69,10 @@ class Settings(NamedTuple):
         Raises:
             ConfigError: One is out of its range, or not available yet.
         """
-        if manager_loss == "local":
-            raise ConfigError(
-                "manager_loss='local' is not available yet; use 'reject' (the default) or 'allow'"
-            )
         if manager_loss not in get_args(ManagerLoss):
-            raise ConfigError(f"manager_loss must be 'reject' or 'allow', got {manager_loss!r}")
+            raise ConfigError(
+                f"manager_loss must be 'local', 'allow' or 'reject', got {manager_loss!r}"
+            )
         check_seconds("acquire_timeout", acquire_timeout)
         place = None if address is None else Address.parse(address)
         return cls(place, manager_loss, acquire_timeout)  # type: ignore[arg-type]  # just checked
@@ -90,6 +90,7 @@ class Client:
         self._handlers = Handlers()
         self._configs: dict[str, CircuitConfig | None] = {}
         self._gates: dict[str, Gate] = {}
+        self.standby = Standby(self._hand_over)
         self._link: Link | None = None
         self._dispatcher: Dispatcher | None = None
         self._starting = threading.Lock()
@@ -258,6 +259,7 @@ class Client:
         self._link = None
         self._starting = threading.Lock()
         self._close_gates()
+        self.standby = Standby(self._hand_over)  # what the parent has counted is its own
 
     def _open(self) -> Link | None:
         with self._starting:
@@ -283,6 +285,15 @@ class Client:
                 link.subscribe(self.settings.acquire_timeout)
             self._link = link
             return link
+
+    def config_of(self, name: str) -> CircuitConfig:
+        """A circuit's configuration, as far as this process knows."""
+        return self.gate(name).config or self._configs.get(name) or CircuitConfig()
+
+    def _hand_over(self, name: str, totals: Totals) -> None:
+        link = self._link
+        if link is not None and link.pid == os.getpid():
+            link.report_totals(name, totals)
 
     def _close_gates(self) -> None:
         """Leases are of a connection: without it, every call asks for one."""
@@ -331,7 +342,7 @@ class Client:
 def connect(
     address: str | None = None,
     *,
-    manager_loss: ManagerLoss = "reject",
+    manager_loss: ManagerLoss = "local",
     acquire_timeout: float = ACQUIRE_TIMEOUT,
 ) -> Client:
     """A client of the manager at an address.
@@ -342,7 +353,8 @@ def connect(
         address: `ipc:///path` or `/path`, as the manager was given; None means the host's own, see
             `Address.default`.
         manager_loss: What a call does when no manager answers: "reject" raises
-            ManagerUnavailableError, "allow" runs it unprotected.
+            ManagerUnavailableError, "allow" runs it unprotected, "local" lets this process's own
+            circuit breaker decide, from what it last heard of it until the manager is back.
         acquire_timeout: Seconds a call waits for the manager at most, finite.
 
     Raises:
@@ -374,7 +386,7 @@ def breaker(
     **fields: Any,
 ) -> Breaker:
     """A breaker on the process's default client; see `Client.breaker`."""
-    client = shared(Settings.of(None, "reject", ACQUIRE_TIMEOUT))
+    client = shared(Settings.of(None, "local", ACQUIRE_TIMEOUT))
     return client.breaker(name, config, on_state_change=on_state_change, **fields)
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from ..config import CircuitConfig
 from ..errors import CircuitOpenError
 from ..states import Outcome, State, Verdict
 
@@ -153,13 +154,29 @@ class Gate:
     Attributes:
         lease: The process's on this circuit; NO_LEASE means to ask.
         failing: As many elements as failures of this process are not answered.
+        config: What the manager has said is in force; None: nothing yet.
+        open_until: The circuit was open, when it was last heard of, until then; on our clock.
+        last_error: And this was its last failure.
     """
 
-    __slots__ = ("failing", "lease")
+    __slots__ = ("config", "failing", "last_error", "lease", "open_until")
 
     def __init__(self) -> None:
         self.lease = NO_LEASE
         self.failing: list[None] = []
+        self.config: CircuitConfig | None = None
+        self.open_until = -math.inf
+        self.last_error: str | None = None
+
+    def heard_open(self, until: float, last_error: str | None) -> None:
+        """The manager has said that the circuit is open."""
+        self.open_until = until
+        self.last_error = last_error
+
+    def heard_closed(self) -> None:
+        """The manager has said that it is not."""
+        self.open_until = -math.inf
+        self.last_error = None
 
     def suspend(self) -> None:
         """A call has failed: let no other run unasked until the manager has answered that."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..config import CircuitConfig
 from ..states import State
-from ..wire import Leased, to_seconds
+from ..wire import Leased, Rejected, to_seconds
 from .lease import LAPSED, NO_LEASE, Gate, Lease, Outlet, Term
 
 
@@ -52,9 +53,11 @@ class Leases:
         lease = Lease(self._outlet, name, epoch, generation)
         if message.state is State.CLOSED:
             lease.runs = True
+            gate.heard_closed()
         elif message.until is not None:
             lease.rejects_until = to_seconds(message.until) - clock_offset
             lease.last_error = message.last_error
+            gate.heard_open(lease.rejects_until, message.last_error)
         self._leases[name] = lease
         gate.lease = lease
         gate.resume(self._term)  # it may have been granted before a failure of ours was heard of
@@ -77,6 +80,24 @@ class Leases:
             sent_at: Seconds on our clock.
         """
         self._term.until = max(self._term.until, sent_at + self.length)
+
+    def declared(self, name: str, config: CircuitConfig) -> None:
+        """Keep in mind how the manager has a circuit configured."""
+        gate = self._gates.get(name)
+        if gate is not None:
+            gate.config = config
+
+    def rejected(self, name: str, message: Rejected, now: float) -> None:
+        """Keep in mind what the manager said of a circuit, in case it says no more."""
+        gate = self._gates.get(name)
+        if gate is not None and message.retry_after is not None:
+            gate.heard_open(now + message.retry_after, message.last_error)
+
+    def granted(self, name: str) -> None:
+        """The same, of one that admits calls."""
+        gate = self._gates.get(name)
+        if gate is not None:
+            gate.heard_closed()
 
     def answered(self, name: str) -> None:
         """A failure on a circuit is answered."""

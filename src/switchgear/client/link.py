@@ -28,6 +28,7 @@ from typing import Any, Final
 import zmq
 
 from ..address import Address
+from ..circuit import Totals
 from ..states import Outcome, Verdict
 from ..transport import READABLE, WRITABLE, events_of, receive_frames, send_frames
 from ..wire import (
@@ -43,7 +44,7 @@ from ..wire import (
 )
 from .claim import Claim, Hold, TaskWaiter, ThreadWaiter
 from .lease import Gate, Lease, Settled
-from .reports import One
+from .reports import One, Whole
 from .session import DATA, Answer, Grant, Session
 
 log = logging.getLogger("switchgear")
@@ -187,6 +188,10 @@ class Link:
             self._gates[lease.name].suspend()
             failure = One(lease.name, grant, Outcome.FAILURE, duration, error, settled)
             self._post(self._fail, failure, lease)
+
+    def report_totals(self, name: str, totals: Totals) -> None:
+        """See `Session.report_totals`. Does not wait."""
+        self._post(self._report_totals, Whole(name, totals))
 
     def declare(self, name: str, config: object) -> None:
         """See `Session.declare`. Does not wait."""
@@ -436,6 +441,9 @@ class Link:
 
     def _fail(self, failure: One, source: Lease) -> None:
         self._session.report_failure(failure, source, now=time.monotonic())
+
+    def _report_totals(self, totals: Whole) -> None:
+        self._session.report_totals(totals, now=time.monotonic())
 
     def _ask(self, *args: Any) -> None:
         self._collect()

@@ -17,6 +17,7 @@ from .session import Grant
 
 if TYPE_CHECKING:
     from .claim import Claim
+    from .standby import StandbyPermit
 
 
 def outcome_of(error: BaseException | None) -> Outcome:
@@ -30,7 +31,7 @@ def outcome_of(error: BaseException | None) -> Outcome:
 
 
 def end(
-    owed: Claim | Lease,
+    owed: Claim | Lease | StandbyPermit,
     error: BaseException | None,
     duration: float,
     settled: Callable[[Verdict], None] | None = None,
@@ -58,7 +59,7 @@ class Permit:
 
     __slots__ = ("_ended", "_owed", "_pid", "_started", "name", "verdict")
 
-    def __init__(self, name: str, owed: Claim | Lease | None) -> None:
+    def __init__(self, name: str, owed: Claim | Lease | StandbyPermit | None) -> None:
         self.name = name
         self.verdict: Verdict | None = None
         self._owed = owed  # None: the call runs unprotected, and nobody is told
@@ -69,9 +70,7 @@ class Permit:
     @property
     def operation(self) -> int | None:
         """See the class."""
-        if self._owed is None or isinstance(self._owed, Lease):
-            return None
-        grant = self._owed.answer
+        grant = getattr(self._owed, "answer", None)
         return grant.permit if isinstance(grant, Grant) else None
 
     def success(self) -> None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections import deque
 from typing import Final, Protocol
 
+from ..circuit import Totals
 from ..config import MAX_COUNT
 from ..states import Outcome, Verdict
 from ..stats import LATENCY_WINDOW
-from ..wire import Batch, Report, to_micros
+from ..wire import Batch, Missed, Report, to_micros
 from .lease import Lease, Settled
 
 WINDOW: Final = 4096  # reports that may be sent and not acknowledged
@@ -68,6 +69,34 @@ class One:
         """Tell who wants to know."""
         if self._settled is not None:
             self._settled(verdict)
+
+
+class Whole:
+    """What a client has counted by itself, for a Missed.
+
+    Attributes:
+        sent_at: When, seconds on our clock.
+    """
+
+    __slots__ = ("_fields", "name", "owed", "reported", "sent_at")
+
+    failed = False
+
+    def __init__(self, name: str, totals: Totals) -> None:
+        successes, failures, neutral, rejected, durations, last_error = totals
+        micros = tuple([to_micros(duration) for duration in durations])
+        self._fields = (name, successes, failures, neutral, rejected, micros, last_error)
+        self.name = name
+        self.owed: Owed = self
+        self.reported = False
+        self.sent_at = 0.0
+
+    def build(self, number: int) -> Missed:
+        """The message."""
+        return Missed(number, *self._fields)
+
+    def settle(self, verdict: Verdict) -> None:
+        """Nobody wants to know."""
 
 
 class Many:
@@ -148,7 +177,7 @@ class Reports:
         self.acknowledged = 0
         self.sent = 0
         self.settled = 0
-        self._queue: deque[One | Many] = deque()
+        self._queue: deque[One | Many | Whole] = deque()
         self._growing: dict[Lease, Many] = {}  # those that were never sent
 
     def __len__(self) -> int:
@@ -159,7 +188,7 @@ class Reports:
         """How many there were, ever."""
         return self.settled + len(self._queue)
 
-    def add(self, report: One, *leases: Lease | None) -> None:
+    def add(self, report: One | Whole, *leases: Lease | None) -> None:
         """Put one at the end, unless it is owed no more.
 
         Args:
@@ -186,7 +215,7 @@ class Reports:
             self._growing[lease] = batch
         batch.take()
 
-    def next_to_send(self, now: float) -> Report | Batch | None:
+    def next_to_send(self, now: float) -> Report | Batch | Missed | None:
         """The first one that was not sent, if the manager may have another one; and then it was."""
         place = self.sent - self.acknowledged
         if place >= min(len(self._queue), WINDOW):
@@ -203,7 +232,7 @@ class Reports:
         place = number - self.acknowledged - 1
         return self._queue[place].sent_at if 0 <= place < len(self._queue) else None
 
-    def acknowledge(self) -> One | Many:
+    def acknowledge(self) -> One | Many | Whole:
         """Take the first one off the queue: it was taken in."""
         report = self._queue[0]
         # No call here, see Many.take.
@@ -214,7 +243,7 @@ class Reports:
             self.sent = self.acknowledged
         return report
 
-    def discard(self) -> One | Many:
+    def discard(self) -> One | Many | Whole:
         """Take the first one off the queue: it never will be taken in, and its number is free.
 
         Those behind it were refused too, so they are sent again, each under the number before.

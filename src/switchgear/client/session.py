@@ -40,6 +40,7 @@ from ..wire import (
     ListOf,
     Message,
     MetricsOf,
+    Missed,
     Pong,
     Rejected,
     Report,
@@ -58,7 +59,7 @@ from ..wire import (
 )
 from .lease import Gate, Lease, Outlet, Settled
 from .leases import Leases
-from .reports import Many, One, Owed, Reports
+from .reports import Many, One, Owed, Reports, Whole
 
 DATA: Final = 0  # the two connections
 CONTROL: Final = 1
@@ -237,6 +238,12 @@ class Session:
         self._reports.collect(source)
         self._add(failure, now, source)
 
+    def report_totals(self, totals: Whole, *, now: float) -> None:
+        """Hand over what was counted here while no manager answered."""
+        self._reports.add(totals)
+        self.wanted.add(DATA)
+        self._send_reports(now)
+
     def collect(self, lease: Lease, *, now: float) -> None:
         """Take the outcomes that callers have left in a lease, and report them as one."""
         self._reports.collect(lease)
@@ -335,15 +342,16 @@ class Session:
             case Granted():
                 self._granted(message, now)
             case Rejected():
-                self._renew(message.request)
-                self._answer(message.request, message)
+                self._rejected(message, now)
             case Leased():
                 self._leased(message)
             case Revoked():
                 self._leases.heard(message.name, message.generation)
                 self._leases.end(message.name)
             case Declared():
-                self._declaring.pop(message.request, None)
+                name = self._declaring.pop(message.request, None)
+                if name is not None:
+                    self._leases.declared(name, message.config)
                 self._pass_barrier()
             case Event():
                 self._event(message)
@@ -444,7 +452,7 @@ class Session:
                 self._greet(connection, now)
         elif error.code is ErrorCode.DUPLICATE_REQUEST and self._still_wanted(error.ref, now):
             self._ask_anew(error.ref)
-        elif error.kind in (KINDS[Report], KINDS[Batch]):
+        elif error.kind in _REPORTS:
             self._report_refused(error, now)
         elif error.kind == KINDS[Declare]:
             self._declaring.pop(error.ref, None)
@@ -478,13 +486,22 @@ class Session:
         self._renew(message.request)
         probe = message.deadline is not None
         grant = Grant(self._lines[DATA].epoch, message.operation, message.generation, probe)
-        if message.request in self._asked:
+        asked = self._asked.get(message.request)
+        if asked is not None:
+            self._leases.granted(asked.circuits[0])
             self._answer(message.request, grant)
         else:
             name = self._abandoned.get(message.request)
             if name is not None:
                 self.report(name, grant, Outcome.NEUTRAL, now=now)
                 del self._abandoned[message.request]
+
+    def _rejected(self, message: Rejected, now: float) -> None:
+        self._renew(message.request)
+        asked = self._asked.get(message.request)
+        if asked is not None:
+            self._leases.rejected(asked.circuits[0], message, now)
+        self._answer(message.request, message)
 
     def _renew(self, request: int) -> None:
         asked = self._asked.get(request)
@@ -508,7 +525,7 @@ class Session:
                 report.settle(verdict)
         self._pass_barrier()
 
-    def _answered(self, report: One | Many) -> None:
+    def _answered(self, report: One | Many | Whole) -> None:
         if isinstance(report, One) and report.failed:
             self._leases.answered(report.name)
 
@@ -636,6 +653,8 @@ class Session:
         self._reports.check()
         self._leases.check()
 
+
+_REPORTS: Final = frozenset({KINDS[Report], KINDS[Batch], KINDS[Missed]})
 
 # Refused before they were taken in: their number is still free.
 _NOT_TAKEN_IN: Final = frozenset(

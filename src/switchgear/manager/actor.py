@@ -17,7 +17,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
-from ..circuit import Circuit, Permit, Rejection, Tally, Transition
+from ..circuit import Circuit, Permit, Rejection, Tally, Totals, Transition
 from ..config import CircuitConfig
 from ..states import Outcome, Verdict
 from ..wire import (
@@ -40,6 +40,7 @@ from ..wire import (
     ListOf,
     Message,
     MetricsOf,
+    Missed,
     Ping,
     Pong,
     Rejected,
@@ -159,6 +160,7 @@ class Actor:
             Acquire: self._acquire,
             Report: self._report,
             Batch: self._batch,
+            Missed: self._missed,
             Sync: self._sync,
             Goodbye: self._goodbye,
             Ping: self._ping,
@@ -404,6 +406,23 @@ class Actor:
         answer = Reported(message.number, self._next_operation(), verdict)
         return self._acknowledge(peer, answer, now, batch=True)
 
+    def _missed(self, message: Missed, peer: Peer, now: float) -> list[Send]:
+        session = self._connected.get(peer)
+        if session is None:
+            return self._no_session(peer, message)
+        if message.number != session.reports + 1:
+            return self._wrong_number(session, peer, message)
+        session.reports = message.number
+        circuit = self._circuits.get(message.name)
+        if circuit is None:
+            return self._unknown_circuit(peer, message, message.name)
+        _, _, successes, failures, neutral, rejected, micros, last_error = message
+        durations = [duration / 1e6 for duration in micros]
+        totals = Totals(successes, failures, neutral, rejected, durations, last_error)
+        circuit.report_totals(totals, now)
+        answer = Reported(message.number, self._next_operation(), Verdict.STALE)
+        return self._acknowledge(peer, answer, now)
+
     def _acknowledge(
         self, peer: Peer, answer: Reported, now: float, *, batch: bool = False
     ) -> list[Send]:
@@ -423,7 +442,9 @@ class Actor:
             return self._no_session(peer, message)
         return [Send(peer, Synced(message.request, self._next_operation()))]
 
-    def _wrong_number(self, session: Session, peer: Peer, message: Report | Batch) -> list[Send]:
+    def _wrong_number(
+        self, session: Session, peer: Peer, message: Report | Batch | Missed
+    ) -> list[Send]:
         expected = session.reports + 1
         if message.number < expected:
             text = f"report {message.number} was taken in before"

@@ -46,7 +46,7 @@ class Manager:
         self,
         address: str | None = None,
         *,
-        manager_loss: ManagerLoss = "reject",
+        manager_loss: ManagerLoss = "local",
         acquire_timeout: float = ACQUIRE_TIMEOUT,
     ) -> None:
         self._own_directory: str | None = None

@@ -1,0 +1,140 @@
+"""What a process decides by itself while no manager answers, and what the manager hears of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from switchgear.circuit import Circuit, Rejection, Totals
+from switchgear.client.lease import Gate
+from switchgear.client.standby import Standby, StandbyPermit
+from switchgear.config import CircuitConfig
+from switchgear.states import Outcome, State, Verdict
+
+CONFIG = CircuitConfig(failure_threshold=2, success_threshold=1, open_timeout=30.0)
+
+
+class Outage:
+    """A standby, the time, and what it has handed over."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.handed_over: list[tuple[str, Totals]] = []
+        self.standby = Standby(self.hand_over, lambda: self.now)
+        self.gate = Gate()
+
+    def hand_over(self, name: str, totals: Totals) -> None:
+        self.handed_over.append((name, totals))
+
+    def acquire(self, name: str = "a") -> StandbyPermit | Rejection:
+        return self.standby.acquire(name, CONFIG, self.gate)
+
+    def permit(self, name: str = "a") -> StandbyPermit:
+        permit = self.acquire(name)
+        assert isinstance(permit, StandbyPermit)
+        return permit
+
+    def call(self, outcome: Outcome, error: str | None = None) -> None:
+        self.permit().report(outcome, 0.5, error)
+
+    def end(self) -> list[tuple[str, Totals]]:
+        self.standby.end()
+        return self.handed_over
+
+
+@pytest.fixture
+def outage() -> Outage:
+    return Outage()
+
+
+def test_it_opens_at_the_threshold_and_turns_half_open_at_the_timeout(outage: Outage) -> None:
+    outage.call(Outcome.FAILURE, "E: 1")
+    outage.call(Outcome.FAILURE, "E: 2")
+    assert outage.acquire() == Rejection(State.OPEN, 30.0, "E: 2")
+    outage.now += 29.999
+    assert isinstance(outage.acquire(), Rejection)
+    outage.now += 0.001
+    probe = outage.permit()
+    assert outage.acquire() == Rejection(State.HALF_OPEN, None, "E: 2")
+    probe.report(Outcome.SUCCESS)
+    outage.permit()
+    outage.permit()
+
+
+def test_a_circuit_that_was_open_stays_open_for_the_rest_of_its_time(outage: Outage) -> None:
+    outage.gate.heard_open(107.0, "E: before")
+    assert outage.acquire() == Rejection(State.OPEN, 7.0, "E: before")
+    outage.now = 107.0
+    outage.permit().report(Outcome.FAILURE, 0.5, "E: still")
+    assert outage.acquire() == Rejection(State.OPEN, 30.0, "E: still")
+
+
+@pytest.mark.parametrize("until", [99.0, 100.0])
+def test_one_whose_time_was_over_and_one_that_was_closed_begin_closed(
+    outage: Outage, until: float
+) -> None:
+    outage.gate.heard_open(until, "E: before")
+    outage.permit()
+    outage.gate.heard_open(200.0, None)
+    outage.gate.heard_closed()
+    outage.permit("b")
+
+
+def test_circuits_are_each_their_own(outage: Outage) -> None:
+    outage.call(Outcome.FAILURE)
+    outage.call(Outcome.FAILURE)
+    assert isinstance(outage.acquire("a"), Rejection)
+    outage.permit("b")
+
+
+def test_it_is_active_from_the_first_call_to_the_end(outage: Outage) -> None:
+    assert not outage.standby.active
+    outage.permit()
+    assert outage.standby.active
+    outage.end()
+    assert not outage.standby.active
+
+
+def test_the_end_hands_over_what_was_counted_once(outage: Outage) -> None:
+    outage.call(Outcome.SUCCESS)
+    outage.call(Outcome.NEUTRAL)
+    outage.call(Outcome.FAILURE, "E: 1")
+    outage.call(Outcome.FAILURE, "E: 2")
+    for _ in range(3):
+        assert isinstance(outage.acquire(), Rejection)
+    totals = Totals(1, 2, 1, 3, [0.5, 0.5, 0.5], "E: 2")
+    assert outage.end() == [("a", totals)]
+    assert outage.end() == [("a", totals)]
+
+
+def test_a_call_that_ends_after_the_end_is_handed_over_by_itself(outage: Outage) -> None:
+    before, after, neutral = outage.permit(), outage.permit(), outage.permit()
+    verdicts: list[Verdict] = []
+    before.report(Outcome.SUCCESS, 0.25, None, verdicts.append)
+    outage.end()
+    outage.permit()  # another outage, another circuit of the name
+    after.report(Outcome.FAILURE, 0.5, "E: m", verdicts.append)
+    neutral.report(Outcome.NEUTRAL, 0.5, None, verdicts.append)
+    assert verdicts == [Verdict.COUNTED, Verdict.STALE, Verdict.STALE]
+    assert outage.handed_over == [
+        ("a", Totals(1, 0, 0, 0, [0.25], None)),
+        ("a", Totals(0, 1, 0, 0, (0.5,), "E: m")),
+        ("a", Totals(0, 0, 1, 0, (), None)),
+    ]
+
+
+def test_what_is_handed_over_is_in_the_totals_and_moves_nothing() -> None:
+    circuit = Circuit("a", CONFIG, 100.0)
+    circuit.report_totals(Totals(3, 5, 1, 7, [0.5], "E: m"), 101.0)
+    stats, metrics = circuit.stats(101.0, 0.0), circuit.metrics()
+    assert (stats.state, stats.consecutive_failures, stats.consecutive_successes) == (
+        State.CLOSED,
+        0,
+        0,
+    )
+    assert (stats.total_successes, stats.total_failures, stats.total_neutral) == (3, 5, 1)
+    assert (stats.total_rejected, stats.total_requests) == (7, 16)
+    assert (metrics.stale_reports, metrics.max_latency) == (9, 0.5)
+    assert stats.last_error == "E: m"
+    circuit.report_totals(Totals(1, 0, 0, 0, [], None), 102.0)
+    assert circuit.last_error == "E: m"
+    circuit.check()
