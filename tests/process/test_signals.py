@@ -157,3 +157,23 @@ def test_the_calls_of_other_threads_are_undisturbed(manager: sg.Manager, train: 
     stats = other.stats()
     assert (stats.total_successes, stats.total_failures, stats.in_flight) == (sum(counts), 0, 0)
     eventually(lambda: breaker.stats().in_flight == 0)
+
+
+def test_under_a_lease_each_call_counts_once_at_most_and_the_lease_comes_back(
+    manager: sg.Manager, train: Train
+) -> None:
+    breaker = manager.breaker("service", failure_threshold=1_000_000)
+    breaker.execute(int)
+    begun, ran, returned = call_until(breaker, train, time.monotonic() + DURATION)
+    assert train.hits > 100
+    stats = breaker.stats()
+    # A call interrupted in its function failed with Interrupted; after it, it may count or not.
+    assert 1 + returned <= stats.total_successes <= 1 + ran
+    assert stats.total_failures <= begun - returned
+    assert stats.in_flight == 0
+
+    def runs_unasked() -> bool:
+        breaker.execute(int)
+        return time.monotonic() < breaker._gate.lease.term.until
+
+    eventually(runs_unasked)  # a failure that was interrupted before its report is forgotten

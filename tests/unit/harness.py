@@ -109,7 +109,7 @@ class Client:
     ) -> None:
         """See `Outlet`."""
         grant = (lease.epoch, None, lease.generation)
-        self.gates[lease.name].suspend()
+        self.gates[lease.name].suspend(self.clock())
         failure = One(lease.name, grant, Outcome.FAILURE, duration, error, settled)
         self.session.report_failure(failure, lease, now=self.clock())
 
@@ -123,7 +123,7 @@ class Client:
     ) -> None:
         """Say how a call ended that was asked for, as `Link.report` does."""
         if outcome is Outcome.FAILURE:
-            self.gates[name].suspend()
+            self.gates[name].suspend(self.clock())
         self.session.report(name, grant, outcome, 0.001, error, settled, now=self.clock())
 
     def flush(self) -> None:

@@ -14,7 +14,7 @@ from harness import FROM, How, Pair
 
 from switchgear.client.lease import NO_LEASE, Gate, Lease, Settled, Term
 from switchgear.client.leases import Leases
-from switchgear.client.session import Grant
+from switchgear.client.session import UNREPORTED, Grant
 from switchgear.config import CircuitConfig
 from switchgear.manager.actor import CONTROL, DATA, LEASE, Peer, Send
 from switchgear.states import Outcome, State, Verdict
@@ -844,8 +844,8 @@ def test_a_gate_lets_no_call_run_until_so_many_failures_are_answered() -> None:
     lease = gates["a"].lease
     for until in (T0 + LEASE, T0 + 2 * LEASE):
         assert lease.term.until == until
-        gates["a"].suspend()
-        gates["a"].suspend()
+        gates["a"].suspend(T0)
+        gates["a"].suspend(T0)
         leases.renew(until)
         assert lease.term.until < T0
         leases.answered("a")
@@ -855,7 +855,7 @@ def test_a_gate_lets_no_call_run_until_so_many_failures_are_answered() -> None:
 
 def test_a_failure_before_there_is_a_lease_suspends_the_one_that_comes() -> None:
     gates = {"a": Gate()}
-    gates["a"].suspend()
+    gates["a"].suspend(T0)
     leases = Leases(gates, Outlet())
     leases.length = LEASE
     leases.renew(T0)
@@ -865,9 +865,31 @@ def test_a_failure_before_there_is_a_lease_suspends_the_one_that_comes() -> None
     assert gates["a"].lease.term.until == T0 + LEASE
 
 
+def test_a_failure_that_was_never_reported_suspends_for_a_while_and_not_for_ever() -> None:
+    pair = leased()
+    gate = pair.clients[0].gates["a"]
+    gate.suspend(pair.now)  # and a signal handler raised before it was reported
+    failed_at = pair.now
+    for after in (0.0, UNREPORTED):
+        pair.now = failed_at + after
+        assert pair.call() is How.GRANTED
+    pair.now = failed_at + UNREPORTED + 0.001
+    assert pair.call() is How.GRANTED
+    assert pair.call() is How.LEASED
+
+
+def test_a_failure_that_is_only_not_answered_is_waited_for_as_long_as_it_takes() -> None:
+    pair = leased()
+    assert pair.call(FAILURE) is How.LEASED
+    pair.clients[0].wires[DATA].up.clear()  # the manager does not hear of it
+    for _ in range(3):
+        pair.now += 10 * UNREPORTED
+        assert pair.call() is How.GRANTED
+
+
 def test_a_gate_that_was_closed_owes_no_answer() -> None:
     gate = Gate()
-    gate.suspend()
+    gate.suspend(T0)
     gate.close()
     assert gate.lease is NO_LEASE
     gate.lease = Lease(Outlet(), "a", 1, 1)
@@ -897,7 +919,7 @@ def test_a_failure_in_the_very_moment_of_resuming_suspends_the_lease() -> None:
     gate.lease = lease = Lease(Outlet(), "a", 1, 1)
     lease.runs = True
 
-    class Eventful(list[None]):
+    class Eventful(list[float]):
         """While its length is being looked at, a call fails in another thread."""
 
         failed = False
@@ -906,7 +928,7 @@ def test_a_failure_in_the_very_moment_of_resuming_suspends_the_lease() -> None:
             found = super().__len__()
             if not self.failed:
                 self.failed = True
-                gate.suspend()
+                gate.suspend(T0)
             return found
 
     gate.failing = Eventful()

@@ -153,7 +153,7 @@ class Gate:
 
     Attributes:
         lease: The process's on this circuit; NO_LEASE means to ask.
-        failing: As many elements as failures of this process are not answered.
+        failing: When each of the failures came that are not answered, seconds on our clock.
         config: What the manager has said is in force; None: nothing yet.
         open_until: The circuit was open, when it was last heard of, until then; on our clock.
         last_error: And this was its last failure.
@@ -163,7 +163,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.lease = NO_LEASE
-        self.failing: list[None] = []
+        self.failing: list[float] = []
         self.config: CircuitConfig | None = None
         self.open_until = -math.inf
         self.last_error: str | None = None
@@ -178,14 +178,19 @@ class Gate:
         self.open_until = -math.inf
         self.last_error = None
 
-    def suspend(self) -> None:
+    def suspend(self, now: float) -> None:
         """A call has failed: let no other run unasked until the manager has answered that."""
-        self.failing.append(None)
+        self.failing.append(now)
         self.lease.term = LAPSED
 
     def answered(self) -> None:
         """One of the failures is answered."""
         del self.failing[:1]
+
+    def forget(self, before: float) -> None:
+        """Wait no more for answers to failures that came before then and were never reported."""
+        while self.failing and self.failing[0] < before:
+            del self.failing[:1]
 
     def resume(self, term: Term) -> None:
         """Let calls run unasked, if the lease says so and no failure is unanswered."""

@@ -99,6 +99,21 @@ class Leases:
         if gate is not None:
             gate.heard_closed()
 
+    def suspended(self, name: str) -> bool:
+        """A failure on a circuit is not answered."""
+        gate = self._gates.get(name)
+        return gate is not None and bool(gate.failing)
+
+    def reported(self, name: str, before: float) -> None:
+        """All failures on a circuit that came before then, and will be reported, are answered.
+
+        A signal handler that raises may have come between a failure and its report.
+        """
+        gate = self._gates.get(name)
+        if gate is not None:
+            gate.forget(before)
+            gate.resume(self._term)
+
     def answered(self, name: str) -> None:
         """A failure on a circuit is answered."""
         gate = self._gates.get(name)

@@ -164,7 +164,7 @@ class Link:
             return
         if outcome is Outcome.FAILURE and hold.name is not None:
             # What is decided from now on is to be decided with this failure counted, so ask.
-            self._gates[hold.name].suspend()
+            self._gates[hold.name].suspend(time.monotonic())
         args = (hold, outcome, duration, error, settled)
         if outcome is Outcome.SUCCESS and isinstance(hold.answer, Grant) and not hold.answer.probe:
             self._inbox.append((self._report, args))  # it can go with the next request
@@ -185,7 +185,7 @@ class Link:
         """See `Outlet`. Does nothing in a forked child."""
         if self.pid == os.getpid():
             grant = (lease.epoch, None, lease.generation)
-            self._gates[lease.name].suspend()
+            self._gates[lease.name].suspend(time.monotonic())
             failure = One(lease.name, grant, Outcome.FAILURE, duration, error, settled)
             self._post(self._fail, failure, lease)
 

@@ -188,6 +188,10 @@ class Reports:
         """How many there were, ever."""
         return self.settled + len(self._queue)
 
+    def failing(self, name: str) -> bool:
+        """A failure on a circuit is in the queue. Linear in the queue."""
+        return any(isinstance(one, One) and one.failed and one.name == name for one in self._queue)
+
     def add(self, report: One | Whole, *leases: Lease | None) -> None:
         """Put one at the end, unless it is owed no more.
 

@@ -65,6 +65,7 @@ DATA: Final = 0  # the two connections
 CONTROL: Final = 1
 
 GREETING_INTERVAL: Final = 0.1  # seconds between two Hellos while the manager does not answer
+UNREPORTED: Final = 1.0  # seconds after which a failure that is not in the queue never will be
 
 
 class Grant(NamedTuple):
@@ -488,7 +489,10 @@ class Session:
         grant = Grant(self._lines[DATA].epoch, message.operation, message.generation, probe)
         asked = self._asked.get(message.request)
         if asked is not None:
-            self._leases.granted(asked.circuits[0])
+            (circuit,) = asked.circuits
+            self._leases.granted(circuit)
+            if self._leases.suspended(circuit) and not self._reports.failing(circuit):
+                self._leases.reported(circuit, now - UNREPORTED)
             self._answer(message.request, grant)
         else:
             name = self._abandoned.get(message.request)
