@@ -47,7 +47,7 @@ def load_manager(address: str, seconds: float) -> int:
     acquire, report = KINDS[Acquire], KINDS[Report]
     granted = reported = 0
     with dealer(f"{address}.data") as socket:
-        socket.send(msgpack.packb((KINDS[Hello], 1, 1, 1, os.urandom(16), os.getpid())))
+        socket.send(msgpack.packb((KINDS[Hello], 1, 1, 1, os.urandom(16), os.getpid(), 0)))
         epoch = msgpack.unpackb(socket.recv())[3]
         socket.send(msgpack.packb((KINDS[Declare], 0, "bench", STRICT)))
         socket.recv()

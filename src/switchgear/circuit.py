@@ -341,12 +341,23 @@ class Circuit:
             if probe.deadline is not None and probe.deadline <= now:
                 self._lose(probe, now)
 
-    def _lose(self, probe: Permit, now: float) -> None:
-        del self._probes[probe.id]
+    def abandon(self, permit: Permit, now: float) -> None:
+        """Take back a permit whose holder has died: it is lost, at once.
+
+        Args:
+            permit: What acquire() returned, neither reported nor abandoned yet.
+            now: Seconds.
+        """
+        if permit.deadline is None or permit.id in self._probes:
+            self._lose(permit, now)
+
+    def _lose(self, permit: Permit, now: float) -> None:
         self._in_flight -= 1
         self._silent += 1
         self._permits_lost += 1
-        if probe.generation == self.generation and self.config.lost_permit == "failure":
+        if self._probes.pop(permit.id, None) is None:
+            return  # admitted while closed: that nobody hears of it says nothing of the service
+        if permit.generation == self.generation and self.config.lost_permit == "failure":
             self._to("lost_permit", now)
 
     def reset(self, now: float) -> None:

@@ -74,7 +74,8 @@ class MetricsSnapshot:
         requests_successful: Those that succeeded.
         requests_failed: Those that failed.
         requests_rejected: Attempts that were not let through.
-        permits_lost: Half-open permits held past `permit_timeout`.
+        permits_lost: Permits that never came back: half-open ones held past `permit_timeout`, and
+            all whose holder died.
         stale_reports: Outcomes that came too late to move the circuit (stale or expired).
         transitions: Entries into each state, by state.
         avg_latency: Mean; None, like the others, when nothing was executed yet.

@@ -332,8 +332,9 @@ class Hello(NamedTuple):
     request: Number
     lowest: Number
     highest: Number
-    session: Annotated[bytes, _token]  # drawn once in the life of a client process
+    session: Annotated[bytes, _token]  # drawn once in the life of a client
     pid: Number
+    started: Number  # when the process was, in its kernel's clock ticks; 0: it does not know
 
 
 class Welcome(NamedTuple):

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Final, TypeVar
 
 import pytest
@@ -72,12 +73,28 @@ def half_open(breaker: sg.Breaker) -> None:
     eventually(lambda: breaker.state is sg.State.HALF_OPEN)
 
 
-def start_manager(address: str) -> subprocess.Popen[bytes]:
-    """A manager as an operator starts it; returns once its sockets answer."""
+def start_manager(
+    address: str,
+    *,
+    program: Sequence[str] = ("-m", "switchgear.manager"),
+    within: Sequence[str] = (),
+    log: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """A manager as an operator starts it; returns once its sockets answer.
+
+    Args:
+        address: Its own.
+        program: What Python is to run: something that ends in the manager's main().
+        within: A command that runs the rest of the command line.
+        log: Where to write its log, all of it; None: what matters goes where ours goes.
+    """
     read, write = os.pipe()
-    command = [sys.executable, "-m", "switchgear.manager", "--log-level", "WARNING"]
+    level = "WARNING" if log is None else "DEBUG"
+    command = [*within, sys.executable, *program, "--log-level", level]
     command += ["--address", address, "--ready-fd", str(write)]
-    process = subprocess.Popen(command, pass_fds=(write,))
+    with contextlib.ExitStack() as stack:
+        stderr = None if log is None else stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(command, pass_fds=(write,), stderr=stderr)
     os.close(write)
     try:
         assert wait_readable(read), "the manager said nothing"

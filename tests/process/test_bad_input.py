@@ -115,7 +115,7 @@ class Peer:
 
     def hello(self) -> int:
         """Greet, and return the number of reports that the manager has of us."""
-        welcome = self.ask(pack(KINDS[Hello], next(numbers), 1, 1, self.token, os.getpid()))
+        welcome = self.ask(pack(KINDS[Hello], next(numbers), 1, 1, self.token, os.getpid(), 0))
         assert (welcome[0], welcome[2]) == (KINDS[Welcome], 1)
         self.epoch = welcome[3]
         reports: int = welcome[5]
@@ -518,7 +518,7 @@ def test_a_message_of_the_other_socket_or_the_other_way_is_refused(
 def test_a_hello_without_our_version_is_refused_and_opens_no_session(
     stranger: Peer, control: ControlPeer, lowest: int, highest: int
 ) -> None:
-    frame = pack(KINDS[Hello], 7, lowest, highest, os.urandom(16), 1)
+    frame = pack(KINDS[Hello], 7, lowest, highest, os.urandom(16), 1, 0)
     for sender in (stranger, control):
         assert sender.refusal(frame) == (KINDS[Hello], 7, ErrorCode.WRONG_PROTOCOL)
     assert stranger.refusal(pack(10, 7, "x", None)) == (10, 7, ErrorCode.NO_SESSION)

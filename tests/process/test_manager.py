@@ -117,7 +117,7 @@ def test_a_signal_ends_a_manager_in_good_order(address: str, number: signal.Sign
     place = Address.parse(address)
     with ending(start_manager(address)) as process:
         with Peer(place.data_path) as peer:
-            peer.send(Hello(1, PROTOCOL, PROTOCOL, b"p" * 16, 1))
+            peer.send(Hello(1, PROTOCOL, PROTOCOL, b"p" * 16, 1, 0))
             assert isinstance(peer.receive(), Welcome)
             # A message is taken as a whole, so by its first answer it had come before the signal.
             peer.send(*(Sync(number) for number in range(MAX_FRAMES)))
@@ -478,7 +478,7 @@ with sg.Manager(acquire_timeout=5.0) as manager:
 
 def test_readiness_is_said_when_the_sockets_answer_and_not_before(address: str) -> None:
     with ending(start_manager(address)), Peer(Address.parse(address).data_path) as peer:
-        peer.send(Hello(1, PROTOCOL, PROTOCOL, b"p" * 16, 1))
+        peer.send(Hello(1, PROTOCOL, PROTOCOL, b"p" * 16, 1, 0))
         assert isinstance(peer.receive(), Welcome)
 
 

@@ -51,6 +51,13 @@ class Tallied(NamedTuple):
     durations: list[float]
 
 
+class Died(NamedTuple):
+    """Whoever made the call has died, and nothing will be heard of it any more."""
+
+    at: float
+    call: int
+
+
 class Looked(NamedTuple):
     """The owner looked at the clock: only now can a timer be noticed."""
 
@@ -70,7 +77,7 @@ class Configured(NamedTuple):
     config: CircuitConfig
 
 
-Event = Asked | Reported | Tallied | Looked | Reset | Configured
+Event = Asked | Reported | Tallied | Died | Looked | Reset | Configured
 
 
 # -- what follows from it ----------------------------------------------------------------------
@@ -224,6 +231,9 @@ class Life:
                 self._hear(event)
             case Tallied():
                 self._hear_all(event)
+            case Died(at, call):
+                if call in self.in_flight:
+                    self._lose([call], at)
             case Looked(at):
                 self._notice(at)
             case Reset(at):
@@ -273,12 +283,15 @@ class Life:
 
     def _notice(self, at: float) -> None:
         overdue = [n for n, call in self.probes.items() if call.due is not None and call.due <= at]
-        current = [n for n in overdue if self.admitted[n].generation == self.generation]
-        self.lost.update(dict.fromkeys(overdue, at))
         until = self.spells[-1].until
         if until is not None and until <= at:
             self._begin(State.HALF_OPEN, "timeout", at)
-        elif current and self.config.lost_permit == "failure" and self.state is State.HALF_OPEN:
+        self._lose(overdue, at)
+
+    def _lose(self, calls: list[int], at: float) -> None:
+        current = [call for call in calls if self.admitted[call].generation == self.generation]
+        self.lost.update(dict.fromkeys(calls, at))
+        if current and self.config.lost_permit == "failure" and self.state is State.HALF_OPEN:
             self._begin(State.OPEN, "lost_permit", at)
 
     def _begin(self, state: State, cause: str, at: float) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pytest
 
@@ -18,6 +18,7 @@ from switchgear.manager.actor import (
     Actor,
     Peer,
     Send,
+    Session,
 )
 from switchgear.states import Outcome, State, Verdict
 from switchgear.stats import CircuitStats
@@ -104,6 +105,15 @@ class Desk:
     def lose(self, send: Send, *, gone: bool) -> list[Send]:
         return self._note(self.actor.undelivered(send, self.now, gone=gone))
 
+    def die(self, peer: Peer) -> list[Send]:
+        """Have the process of a connection die."""
+        session = self.actor.session_of(peer)
+        assert session is not None
+        return self.end(session)
+
+    def end(self, session: Session) -> list[Send]:
+        return self._note(self.actor.died(session, self.now))
+
     def _note(self, sends: list[Send]) -> list[Send]:
         self.actor.check()
         self.said += sends
@@ -138,7 +148,7 @@ class Desk:
 
 
 def hello(number: int) -> Hello:
-    return Hello(7, PROTOCOL, PROTOCOL, bytes([number]) * 16, 1_000 + number)
+    return Hello(7, PROTOCOL, PROTOCOL, bytes([number]) * 16, 1_000 + number, 5)
 
 
 def report(
@@ -350,7 +360,7 @@ def test_acquire_after_its_deadline_takes_no_permit_and_at_it_does(desk: Desk, p
 
 
 @pytest.mark.parametrize("gone", [False, True])
-def test_undelivered_permit_goes_back_and_its_peer_must_greet_again(
+def test_undelivered_permit_goes_back_and_a_peer_that_is_there_must_greet_again(
     desk: Desk, peer: Peer, gone: bool
 ) -> None:
     (sent,) = desk.hand_in(peer, Acquire(2, "a", LATER))
@@ -358,7 +368,8 @@ def test_undelivered_permit_goes_back_and_its_peer_must_greet_again(
     assert desk.lose(sent, gone=gone) == []
     assert desk.stats(peer).in_flight == 0
     assert desk.lose(sent, gone=gone) == []  # twice is once
-    assert code_of(desk.tell(peer, Declare(9, "a", None))) is ErrorCode.NO_SESSION
+    if not gone:
+        assert code_of(desk.tell(peer, Declare(9, "a", None))) is ErrorCode.NO_SESSION
     desk.ask(peer, hello(1), Welcome)
     assert isinstance(desk.acquire(peer, 3), Granted)
 
@@ -389,6 +400,114 @@ def test_goodbye_gives_everything_back_and_forgets_the_session(desk: Desk, peer:
     assert code_of(desk.tell(peer, Acquire(5, "a", LATER))) is ErrorCode.NO_SESSION
     assert desk.ask(peer, hello(1), Welcome).reports == 0
     assert desk.acquire(desk.client(2), 2) == Granted(2, others, 1, None)
+
+
+# -- the dead: G5 ----------------------------------------------------------------------------------
+
+
+def lost(desk: Desk, name: str = "a") -> int:
+    control = Peer(CONTROL, b"metrics")
+    return desk.ask(control, GetMetrics(1, name), MetricsOf).metrics.permits_lost
+
+
+def test_what_the_dead_held_of_every_circuit_is_lost_and_nothing_of_others(
+    desk: Desk, peer: Peer
+) -> None:
+    desk.tell(peer, Declare(2, "b", TRIPS_AT_ONCE))
+    other = desk.client(2)
+    kept = desk.permit(other, 1)
+    for number, name in enumerate(("a", "a", "b"), start=3):
+        desk.permit(peer, number, name)
+    desk.hand_in(peer, report(1, desk.permit(peer, 6)))
+    assert desk.die(peer) == []
+    a, b = desk.stats(peer), desk.stats(peer, "b")
+    assert (a.in_flight, a.total_requests, a.total_neutral, lost(desk)) == (1, 4, 0, 2)
+    assert (b.in_flight, b.total_requests, lost(desk, "b")) == (0, 1, 1)
+    assert desk.acquire(other, 1) == Granted(1, kept, 1, None)
+
+
+@pytest.mark.parametrize(
+    ("lost_permit", "causes", "state"),
+    [("failure", ["lost_permit"], State.OPEN), ("ignore", [], State.HALF_OPEN)],
+)
+def test_a_dead_holder_of_a_probe_loses_it_at_once_and_holders_and_watchers_hear_of_it(
+    desk: Desk, watcher: Peer, lost_permit: Any, causes: list[str], state: State
+) -> None:
+    peer, other = desk.client(1), desk.client(2)
+    desk.tell(peer, Declare(1, "a", replace(TRIPS_AT_ONCE, lost_permit=lost_permit)))
+    desk.trip(peer)
+    desk.at(130.0)
+    probe = desk.permit(peer, 2)
+    assert isinstance(desk.acquire(other, 1), Rejected)
+    sent = desk.die(peer)
+    events = [send.message for send in sent if isinstance(send.message, Event)]
+    assert [event.cause for event in events] == causes
+    assert all(event.operation > probe for event in events)
+    assert (desk.stats(other).state, desk.stats(other).in_flight, lost(desk)) == (state, 0, 1)
+    if lost_permit == "failure":
+        desk.at(159.9)
+        assert desk.stats(other).state is State.OPEN
+        desk.at(160.0)
+    desk.permit(other, 2)
+
+
+def test_several_probes_of_the_dead_open_the_circuit_once(desk: Desk, watcher: Peer) -> None:
+    peer = desk.client(1)
+    desk.tell(peer, Declare(1, "a", replace(TRIPS_AT_ONCE, max_concurrent_requests=3)))
+    desk.trip(peer)
+    desk.at(130.0)
+    for request in (2, 3, 4):
+        desk.permit(peer, request)
+    assert heard(desk.die(peer)) == [(watcher, "Event")]
+    assert (desk.stats(peer).in_flight, lost(desk)) == (0, 3)
+
+
+def test_a_probe_lost_by_its_deadline_is_not_lost_again_when_its_holder_dies(
+    desk: Desk, peer: Peer
+) -> None:
+    desk.trip(peer)
+    desk.at(130.0)
+    desk.permit(peer, 2)
+    desk.at(140.0)
+    generation = desk.stats(peer).generation
+    assert desk.die(peer) == []
+    assert (desk.stats(peer).generation, lost(desk)) == (generation, 1)
+
+
+def test_leases_and_acknowledgements_of_the_dead_are_dropped(desk: Desk, holder: Peer) -> None:
+    desk.hand_in(holder, batch(1, successes=1))  # its answer is held back
+    desk.die(holder)
+    assert heard(desk.hand_in(OPERATOR, Reset(1, "a"))) == [(OPERATOR, "ResetDone")]
+    assert desk.at(desk.now + 2 * ACK_DELAY) == []
+    assert desk.actor.last_words() == []
+
+
+def test_the_dead_are_forgotten_and_who_comes_with_their_token_begins_anew(
+    desk: Desk, peer: Peer
+) -> None:
+    desk.hand_in(peer, report(1, desk.permit(peer, 2)))
+    permit = desk.permit(peer, 3)
+    session = desk.actor.session_of(peer)
+    assert session is not None
+    assert desk.actor.session(session.token) is session
+    desk.die(peer)
+    assert desk.actor.session_of(peer) is None
+    assert desk.actor.session(session.token) is None
+    for message in (Acquire(4, "a", LATER), report(2, permit), Sync(5), Goodbye()):
+        assert code_of(desk.tell(peer, message)) is ErrorCode.NO_SESSION
+    assert desk.ask(peer, hello(1), Welcome).reports == 0
+    assert code_of(desk.tell(peer, report(1, permit))) is ErrorCode.UNKNOWN_PERMIT
+    desk.permit(peer, 2)  # a number that was used before
+
+
+def test_the_dead_may_have_been_cut_off_before(desk: Desk, peer: Peer) -> None:
+    permit = desk.permit(peer, 2)
+    session = desk.actor.session_of(peer)
+    assert session is not None
+    desk.lose(Send(peer, Synced(1, permit)), gone=False)
+    assert desk.actor.session_of(peer) is None
+    desk.end(session)
+    assert (desk.stats(peer).in_flight, lost(desk)) == (0, 1)
 
 
 # -- reports ---------------------------------------------------------------------------------------
@@ -1039,17 +1158,33 @@ def test_leases_end_with_the_connection_that_had_them(desk: Desk, holder: Peer, 
     ]
 
 
-@pytest.mark.parametrize("gone", [False, True])
-def test_who_missed_a_lease_cannot_renew_the_one_before_it(
-    desk: Desk, holder: Peer, gone: bool
-) -> None:
+def test_who_missed_a_lease_cannot_renew_the_one_before_it(desk: Desk, holder: Peer) -> None:
     _, push = desk.hand_in(OPERATOR, Reset(1, "a"))
     assert heard([push]) == [(holder, "Leased")]
-    desk.lose(push, gone=gone)
+    desk.lose(push, gone=False)
     for message in (batch(1, 1), report(1, None), Acquire(3, "a", LATER), Sync(4)):
         assert code_of(desk.tell(holder, message)) is ErrorCode.NO_SESSION
     assert desk.at(desk.now + ACK_DELAY) == []
     assert desk.ask(holder, hello(1), Welcome).reports == 0
+
+
+def test_who_is_gone_is_told_nothing_more_but_what_it_had_said_before_is_taken_in(
+    desk: Desk, holder: Peer
+) -> None:
+    granted = desk.permit(holder, 3)
+    desk.hand_in(holder, batch(1, successes=1))
+    (answer,) = [s for s in desk.hand_in(holder, Sync(4)) if isinstance(s.message, Synced)]
+    desk.hand_in(holder, batch(2, successes=1))
+    desk.lose(answer, gone=True)
+    assert desk.at(desk.now + ACK_DELAY) == []
+    assert heard(desk.hand_in(OPERATOR, Reset(1, "a"))) == [(OPERATOR, "ResetDone")]
+    desk.hand_in(holder, batch(3, successes=1))
+    desk.hand_in(holder, report(4, granted))
+    assert desk.stats(holder).total_successes == 4
+    assert desk.stats(holder).in_flight == 1  # what the fixture holds
+    again = Peer(DATA, b"another connection")
+    assert desk.ask(again, hello(1), Welcome).reports == 4
+    assert code_of(desk.tell(holder, batch(5, successes=1))) is ErrorCode.NO_SESSION
 
 
 def test_an_event_that_was_not_delivered_ends_no_lease(

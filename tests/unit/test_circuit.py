@@ -77,6 +77,11 @@ class Bench:
         self.circuit.check()
         return verdict
 
+    def abandon(self, *permits: Permit) -> None:
+        for permit in permits:
+            self.circuit.abandon(permit, self.now)
+            self.circuit.check()
+
     def run(self, *outcomes: Outcome) -> Bench:
         """Call after call, each admitted and then counted."""
         for outcome in outcomes:
@@ -605,6 +610,96 @@ def test_g4_a_half_open_circuit_whose_probes_all_vanish_admits_again(
     assert bench.in_flight == 0
     bench.at(bench.now + 30.0)
     assert [type(bench.ask()) for _ in range(3)] == [Permit, Permit, Rejection]
+
+
+# -- permits whose holder died: G5 -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost_permit", ["failure", "ignore"])
+def test_an_abandoned_permit_of_a_closed_circuit_is_lost_and_says_nothing_of_the_service(
+    lost_permit: Literal["failure", "ignore"],
+) -> None:
+    bench = closed(failure_threshold=2, lost_permit=lost_permit).run(FAILURE)
+    mine, other = bench.permits(2)
+    bench.abandon(mine)
+    stats, metrics = bench.circuit.stats(bench.now, 0.0), bench.circuit.metrics()
+    assert (stats.state, stats.generation, stats.consecutive_failures) == (CLOSED, 1, 1)
+    assert (stats.in_flight, stats.total_requests, metrics.permits_lost) == (1, 3, 1)
+    assert (bench.totals, metrics.requests_total) == ((0, 1, 0), 1)
+    assert bench.circuit.take_transitions() == []
+    assert bench.report(other, FAILURE) is COUNTED
+    assert bench.state is OPEN
+
+
+@pytest.mark.parametrize("now_in", [OPEN, HALF_OPEN])
+def test_an_abandoned_permit_of_a_circuit_that_was_closed_moves_nothing_later(
+    now_in: State,
+) -> None:
+    bench = closed(failure_threshold=1, open_timeout=30.0)
+    permit = bench.permit()
+    bench.run(FAILURE)
+    if now_in is HALF_OPEN:
+        bench.at(T0 + 30.0)
+    generation = bench.circuit.generation
+    bench.abandon(permit)
+    assert (bench.state, bench.circuit.generation) == (now_in, generation)
+    assert (bench.in_flight, bench.circuit.metrics().permits_lost) == (0, 1)
+
+
+def test_an_abandoned_probe_re_opens_the_circuit_at_once_for_a_full_open_timeout() -> None:
+    bench = half_opened(open_timeout=30.0, lost_permit="failure")
+    bench.abandon(bench.at(T0 + 31.0).permit())
+    assert bench.circuit.take_transitions() == [
+        Transition(HALF_OPEN, OPEN, "lost_permit", 4, T0 + 31.0)
+    ]
+    assert (bench.in_flight, bench.circuit.metrics().permits_lost) == (0, 1)
+    assert bench.circuit.next_deadline == T0 + 61.0
+    assert bench.totals == (0, 1, 0)  # the failure that opened it
+
+
+def test_an_abandoned_probe_that_is_ignored_only_makes_room_at_once() -> None:
+    bench = half_opened(success_threshold=2, lost_permit="ignore").run(SUCCESS)
+    probe = bench.permit()
+    bench.rejection()
+    bench.abandon(probe)
+    assert (bench.state, bench.in_a_row, bench.circuit.generation) == (HALF_OPEN, (1, 0), 3)
+    assert bench.circuit.metrics().permits_lost == 1
+    assert bench.circuit.next_deadline is None
+    assert bench.run(SUCCESS).state is CLOSED
+
+
+def test_of_several_abandoned_probes_only_the_first_opens_the_circuit() -> None:
+    bench = half_opened(max_concurrent_requests=3)
+    bench.abandon(*bench.permits(3))
+    assert (bench.in_flight, bench.circuit.metrics().permits_lost) == (0, 3)
+    assert [(t.cause, t.generation) for t in bench.circuit.take_transitions()] == [
+        ("lost_permit", 4)
+    ]
+
+
+@pytest.mark.parametrize("now_in", [CLOSED, OPEN, HALF_OPEN])
+def test_an_abandoned_probe_of_an_earlier_generation_moves_nothing(now_in: State) -> None:
+    bench = half_opened(max_concurrent_requests=2, open_timeout=30.0, permit_timeout=600.0)
+    probe = bench.permit()
+    if now_in is CLOSED:
+        bench.reset()
+    else:
+        bench.run(FAILURE)
+    if now_in is HALF_OPEN:
+        bench.at(T0 + 60.0)
+    before = bench.circuit.generation
+    bench.abandon(probe)
+    assert (bench.state, bench.circuit.generation) == (now_in, before)
+    assert (bench.in_flight, bench.circuit.metrics().permits_lost) == (0, 1)
+
+
+def test_a_probe_that_was_lost_by_its_deadline_is_not_lost_again() -> None:
+    bench = half_opened(permit_timeout=60.0, lost_permit="ignore")
+    probe = bench.permit()
+    bench.at(T0 + 90.0).abandon(probe)
+    assert (bench.in_flight, bench.circuit.metrics().permits_lost) == (0, 1)
+    assert (bench.state, bench.circuit.generation) == (HALF_OPEN, 3)
+    assert bench.circuit.stats(bench.now, 0.0).total_requests == 2
 
 
 # -- late reports: G6 --------------------------------------------------------------------------

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from random import Random
+from typing import Literal
 
 import pytest
 from circuit_model import (
     Asked,
     Configured,
+    Died,
     Event,
     History,
     Life,
@@ -125,6 +127,27 @@ class Pair:
             enough = in_a_row + 1 >= self.circuit.config.failure_threshold
             tripped = outcome is Outcome.FAILURE and enough
             assert self.circuit.state is (State.OPEN if tripped else State.CLOSED)
+
+    def die(self, permits: list[Permit]) -> None:
+        """Whoever holds these is dead, and says nothing any more."""
+        for permit in permits:
+            state, generation = self.circuit.state, self.circuit.generation
+            overdue, lost = self.is_overdue(permit), self.circuit.metrics().permits_lost
+            self.probes.pop(permit.id, None)
+
+            self.circuit.abandon(permit, self.now)
+
+            life = self.history.add(Died(self.now, permit.id))
+            assert self.circuit.metrics().permits_lost == lost + (not overdue)
+            if permit.deadline is None or permit.generation != generation or overdue:
+                assert (self.circuit.state, self.circuit.generation) == (state, generation)
+            elif life.config.lost_permit == "failure":
+                assert self.circuit.state is State.OPEN
+            kind = "probe" if permit.deadline is not None else "call"
+            late = (
+                "overdue" if overdue else "late" if permit.generation != generation else "in time"
+            )
+            self.seen["died", kind, "overdue" if overdue else late] += 1
 
     def report_leased(self, generation: int, outcome: Outcome, duration: float) -> None:
         error = f"Error: lease {generation}" if outcome is Outcome.FAILURE else None
@@ -362,6 +385,10 @@ class CircuitMachine(RuleBasedStateMachine):
     def report(self, permit: Permit, outcome: Outcome, duration: float) -> None:
         self.pair.report(permit, outcome, duration)
 
+    @rule(permit=consumes(permits))
+    def die(self, permit: Permit) -> None:
+        self.pair.die([permit])
+
     @rule(age=AGES, outcome=st.sampled_from(OUTCOMES), duration=st.sampled_from(TIMES))
     def report_leased(self, age: int, outcome: Outcome, duration: float) -> None:
         self.pair.report_leased(max(0, self.pair.circuit.generation - age), outcome, duration)
@@ -485,9 +512,11 @@ def walk(seed: int) -> Pair:
             pair.report_tally(lease(), tally())
         elif dice < 0.82 and pair.circuit.next_deadline is not None:
             pair.advance_to_the_next_deadline()
-        elif dice < 0.92:
+        elif dice < 0.90:
             pair.advance(rng.choice(TIMES), oversleep=rng.random() < 0.5)
-        elif dice < 0.95:
+        elif dice < 0.93:
+            pair.die([held.pop(rng.randrange(len(held))) for _ in range(min(2, len(held)))])
+        elif dice < 0.96:
             pair.reset()
         else:
             pair.configure(config())
@@ -518,6 +547,8 @@ def test_long_walks_agree_with_the_model_and_see_everything_that_can_happen() ->
         *((Verdict.COUNTED, how, State.HALF_OPEN) for how in Outcome),
         *((verdict, how, state) for verdict in late for how in Outcome for state in State),
         *(("leased", verdict, how) for verdict in leased for how in Outcome),
+        *(("died", "call", late) for late in ("in time", "late")),
+        *(("died", "probe", late) for late in ("in time", "late", "overdue")),
         *(("tally", verdict, any_successes) for verdict in leased for any_successes in (0, 1)),
     ]
     assert {case: seen[case] for case in everything if seen[case] == 0} == {}
@@ -592,3 +623,24 @@ def test_the_model_judges_leased_calls_of_the_current_closed_spell_only(
     assert (life.attempts, life.rejected, life.total(Outcome.SUCCESS)) == (7, 2, 3)
     assert life.window == [0.25, 0.5]
     assert life.late == (4 if lease == 1 else 1)
+
+
+@pytest.mark.parametrize("lost_permit", ["failure", "ignore"])
+def test_the_model_loses_what_the_dead_held_once_and_re_opens_for_a_current_probe_only(
+    lost_permit: Literal["failure", "ignore"],
+) -> None:
+    life = life_of(
+        CircuitConfig(failure_threshold=1, lost_permit=lost_permit, permit_timeout=10.0),
+        Asked(T0, 1),
+        Asked(T0, 2),
+        Died(T0, 1),
+        Reported(T0, 2, Outcome.FAILURE, 0.5, "E: m"),
+        Looked(T0 + 30),
+        Asked(T0 + 30, 3),
+        Died(T0 + 31, 3),
+        Died(T0 + 31, 3),
+    )
+    assert life.lost == {1: T0, 3: T0 + 31}
+    assert life.in_flight == {}
+    causes = [cause for _, _, cause, _, _ in life.transitions]
+    assert causes == ["failures", "timeout", *["lost_permit"] * (lost_permit == "failure")]

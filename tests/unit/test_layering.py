@@ -27,7 +27,7 @@ FLOORS: Final = [
     ["stats"],
     ["circuit"],
     ["wire"],
-    ["address", "transport"],
+    ["address", "processes", "transport"],
     ["manager", "client"],
     ["exporters", "testing"],
     [""],  # the package's own __init__: the public names

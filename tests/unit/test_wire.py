@@ -140,8 +140,8 @@ METRICS = MetricsSnapshot(
 
 GOLDEN: Final[tuple[tuple[Message, str], ...]] = (
     (
-        Hello(3, 1, 1, bytes(range(16)), 4711),
-        "9601030101c410000102030405060708090a0b0c0d0e0fcd1267",
+        Hello(3, 1, 1, bytes(range(16)), 4711, 123_456),
+        "9701030101c410000102030405060708090a0b0c0d0e0fcd1267ce0001e240",
     ),
     (
         Welcome(3, 1, EPOCH, 123_456_789, 41, 1_000_000),

@@ -29,6 +29,7 @@ import zmq
 
 from ..address import Address
 from ..circuit import Totals
+from ..processes import start_of
 from ..states import Outcome, Verdict
 from ..transport import READABLE, WRITABLE, events_of, receive_frames, send_frames
 from ..wire import (
@@ -106,7 +107,7 @@ class Link:
         self._address = address
         self._on_events = on_events
         self._gates = gates
-        self._session = Session(secrets.token_bytes(16), self.pid, gates, self)
+        self._session = Session(secrets.token_bytes(16), self.pid, gates, self, start_of())
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._dirty: deque[Lease] = deque()  # with outcomes to collect
         self._collect_at = 0.0  # when they may be, on our clock

@@ -136,6 +136,7 @@ class Session:
         pid: The process, for whoever looks at the manager.
         gates: Where leases are put, by circuit; the owner adds to it.
         outlet: Where leases hand on what cannot wait.
+        started: When the process was started, in the kernel's clock ticks; 0: nobody knows.
 
     Attributes:
         outbox: What to send, as (connection, message), oldest first; whoever sends clears it.
@@ -145,7 +146,14 @@ class Session:
         lost: Nobody answers, so requests for permits are answered with None at once.
     """
 
-    def __init__(self, token: bytes, pid: int, gates: Mapping[str, Gate], outlet: Outlet) -> None:
+    def __init__(
+        self,
+        token: bytes,
+        pid: int,
+        gates: Mapping[str, Gate],
+        outlet: Outlet,
+        started: int = 0,
+    ) -> None:
         self.outbox: list[tuple[int, Message]] = []
         self.answers: list[tuple[Waiter, Answer]] = []
         self.events: list[Event] = []
@@ -153,6 +161,7 @@ class Session:
         self.lost = False
         self._token = token
         self._pid = pid
+        self._started = started
         self._lines = (_Line(), _Line())
         self._clock_offset = 0.0  # the manager's clock less ours
         self._last_number = 0
@@ -381,7 +390,7 @@ class Session:
         line.phase = _Phase.GREETING
         line.greeting = self._last_number
         line.greeted_at = now
-        hello = Hello(line.greeting, PROTOCOL, PROTOCOL, self._token, self._pid)
+        hello = Hello(line.greeting, PROTOCOL, PROTOCOL, self._token, self._pid, self._started)
         self.outbox.append((connection, hello))
 
     def _greet_again(self, now: float) -> None:

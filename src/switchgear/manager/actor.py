@@ -85,12 +85,14 @@ class Send(NamedTuple):
 
 
 class Session:
-    """One client process, as long as it lives: it may come back on another connection."""
+    """One client, as long as its process lives: it may come back on another connection."""
 
-    __slots__ = ("granted", "peer", "pid", "reports", "requests")
+    __slots__ = ("granted", "peer", "pid", "reports", "requests", "started", "token")
 
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
+    def __init__(self, hello: Hello) -> None:
+        self.token = hello.session
+        self.pid = hello.pid  # as it says
+        self.started = hello.started
         self.peer: Peer | None = None  # where it was heard last
         self.reports = 0  # the number of the last one taken in
         self.requests = 0  # the highest number of a request for a permit that was decided
@@ -214,14 +216,36 @@ class Actor:
             gone: The peer is no longer connected, and not merely slow to read.
         """
         if gone:
+            # It hears nothing more, but what it had said before is still to be taken in.
             self._subscribers.pop(send.peer, None)
-        if gone or send.peer.socket == DATA:
+            self._fall_silent(send.peer)
+        elif send.peer.socket == DATA:
             self._disconnect(send.peer)  # what it has missed may be the end of a lease
         if isinstance(send.message, Granted):
             held = self._permits.get(send.message.operation)
             if held is not None:
                 return self._give_back(held, now)
         return []
+
+    def session_of(self, peer: Peer) -> Session | None:
+        """Whose connection it is; None: nobody has greeted there, or it has taken leave."""
+        return self._connected.get(peer)
+
+    def session(self, token: bytes) -> Session | None:
+        """The session of a token; None: there is none, or it has taken leave."""
+        return self._sessions.get(token)
+
+    def died(self, session: Session, now: float) -> list[Send]:
+        """A session's process has ended without a word: what it held is lost."""
+        del self._sessions[session.token]
+        if session.peer is not None:
+            self._disconnect(session.peer)
+        sends: list[Send] = []
+        for held in self._held_by(session).values():
+            self._take_back(held)
+            held.circuit.abandon(held.permit, now)
+            sends += self._follow(held.circuit, self._next_operation(), now)
+        return sends
 
     def last_words(self) -> list[Send]:
         """The acknowledgements still held back, for a manager that is about to end."""
@@ -252,7 +276,9 @@ class Actor:
             return self._refuse(peer, message, ErrorCode.WRONG_PROTOCOL, text)
         reports = 0
         if peer.socket == DATA:
-            session = self._sessions.setdefault(message.session, Session(message.pid))
+            session = self._sessions.get(message.session)
+            if session is None:
+                session = self._sessions[message.session] = Session(message)
             for stale in (peer, session.peer):
                 if stale is not None:
                     self._disconnect(stale)
@@ -267,15 +293,18 @@ class Actor:
         session = self._connected.pop(peer, None)
         if session is not None:
             session.peer = None
-            self._acks.pop(peer, None)
-            self._leases.drop(peer)
+            self._fall_silent(peer)
+
+    def _fall_silent(self, peer: Peer) -> None:
+        self._acks.pop(peer, None)
+        self._leases.drop(peer)
 
     def _goodbye(self, message: Goodbye, peer: Peer, now: float) -> list[Send]:
         session = self._connected.get(peer)
         if session is None:
             return self._no_session(peer, message)
         self._disconnect(peer)
-        self._sessions = {t: s for t, s in self._sessions.items() if s is not session}
+        del self._sessions[session.token]
         sends: list[Send] = []
         for held in self._held_by(session).values():
             sends += self._give_back(held, now)

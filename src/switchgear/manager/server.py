@@ -15,6 +15,7 @@ import resource
 import select
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
 from typing import Final
@@ -30,11 +31,15 @@ from ..wire import (
     TO_CONTROL,
     TO_DATA,
     Error,
+    Goodbye,
+    Hello,
     Malformed,
+    Message,
     decode,
     encode,
 )
 from .actor import CONTROL, DATA, Actor, Peer, Send
+from .peers import Peers
 
 log = logging.getLogger("switchgear.manager")
 
@@ -45,8 +50,11 @@ _QUEUE: Final = 10_000  # messages that may wait for one peer that does not read
 _LINGER_MS: Final = 500  # for the last answers, once the loop has ended
 _POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is called again
 _CLOCK_SLACK: Final = 0.01  # seconds the wall clock may drift before timestamps follow it
+_GRACE: Final = 0.001  # seconds for what a process sent before its end; see _bury
+_GRACE_MAX: Final = 0.005  # where there is always more to read
 
-
+_NOBLOCK: Final = int(zmq.NOBLOCK)  # a plain int: see transport
+_GREETINGS: Final = frozenset({Hello, Goodbye})
 _peer_of: Final = operator.attrgetter("peer")
 
 
@@ -76,12 +84,14 @@ class Server:
         self._sockets = (self._bind(address.data_path), self._bind(address.control_path))
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._ends = {self._wakeup_read, *until}
+        self._peers = Peers()
+        self._ended: deque[tuple[float, bytes]] = deque()  # when it was seen, and whose process
         self._descriptors = {int(socket.fd): n for n, socket in enumerate(self._sockets)}
         # The sockets that may hold a message, whatever their descriptors say: those signal once,
         # and a send may take the signal.
         self._unread = {DATA, CONTROL}
         self._poll = select.poll()  # and not zmq.Poller, which asks each socket several times over
-        for fd in (*self._descriptors, *self._ends):
+        for fd in (*self._descriptors, *self._ends, self._peers.fileno()):
             self._poll.register(fd, select.POLLIN)
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
@@ -110,10 +120,15 @@ class Server:
         for socket in (CONTROL, DATA):  # control first: an operator gets an answer under load
             if socket in self._unread:
                 self._take(socket, now)
+        if self._ended:
+            self._bury(now)
 
     def _wait(self) -> None:
         """Until something has arrived, a deadline has come, or it is time to end."""
         deadline = self._actor.next_deadline
+        if self._ended:
+            burial = self._ended[0][0] + _GRACE
+            deadline = burial if deadline is None else min(deadline, burial)
         if self._unread:
             timeout = 0
         elif deadline is None:
@@ -125,6 +140,9 @@ class Server:
         for fd, _ in self._poll.poll(timeout):
             if fd in self._ends:
                 self._actor.stopping = True
+            elif fd == self._peers.fileno():
+                seen = time.monotonic()
+                self._ended += [(seen, session) for session in self._peers.ended()]
             else:
                 self._unread.add(self._descriptors[fd])
 
@@ -139,22 +157,76 @@ class Server:
                 # To look first costs half of what the exception does; but not for each of many.
                 if count < 2 and not events_of(source) & READABLE:
                     break
-                address, *frames = receive_frames(source)
+                peer = Peer(socket, source.recv(_NOBLOCK))
                 count += 1
-                peer = Peer(socket, address)
-                for frame in frames[:MAX_FRAMES]:
-                    self._send(self._handle(peer, frame, now), now)
+                if socket == DATA and self._actor.session_of(peer) is None:
+                    self._meet(peer, now)
+                else:
+                    self._handle(peer, receive_frames(source), now)
         if count < _BATCH:
             self._unread.discard(socket)  # it held nothing when we looked, after the last send
         return count
 
-    def _handle(self, peer: Peer, frame: bytes, now: float) -> list[Send]:
+    def _meet(self, peer: Peer, now: float) -> None:
+        """Take what comes from an unknown connection, and with it who is there."""
+        source = self._sockets[DATA]
+        first = source.recv(_NOBLOCK, copy=False)
+        frames = [first.bytes]
+        if first.more:
+            frames += receive_frames(source)
+        self._handle(peer, frames, now, first)
+
+    def _handle(
+        self, peer: Peer, frames: list[bytes], now: float, first: zmq.Frame | None = None
+    ) -> None:
+        for frame in frames[:MAX_FRAMES]:
+            self._send(self._answer(peer, frame, now, first), now)
+
+    def _answer(
+        self, peer: Peer, frame: bytes, now: float, first: zmq.Frame | None = None
+    ) -> list[Send]:
         try:
             message = decode(frame, TO_DATA if peer.socket == DATA else TO_CONTROL)
         except Malformed as wrong:
             log.debug("refused a message: %s", wrong)
             return [Send(peer, Error(wrong.kind, wrong.ref, wrong.code, wrong.text))]
+        if type(message) in _GREETINGS:
+            return self._greet(peer, message, now, first)
         return self._actor.receive(peer, message, now)
+
+    def _greet(
+        self, peer: Peer, message: Message, now: float, first: zmq.Frame | None
+    ) -> list[Send]:
+        """Somebody comes or goes: have them watched, or no longer."""
+        before = self._actor.session_of(peer)
+        sends = self._actor.receive(peer, message, now)
+        session = self._actor.session_of(peer)
+        if session is before:
+            return sends
+        if session is None:
+            assert before is not None
+            self._peers.forget(before.token)  # it has taken leave
+        elif before is not None:
+            self._peers.share(session.token, before.token)
+        elif not self._peers.meet(session.token, first, session.started):
+            sends += self._actor.died(session, now)
+        return sends
+
+    def _bury(self, now: float) -> None:
+        """Take back what belongs to processes that have ended, and after what they had sent.
+
+        That may still be on its way through ZeroMQ's own thread, so they get a moment.
+        """
+        grace = _GRACE_MAX if DATA in self._unread else _GRACE
+        while self._ended and self._ended[0][0] + grace <= now:
+            _, token = self._ended.popleft()
+            session = self._actor.session(token)
+            if session is None or self._peers.watches(token):
+                continue  # its Goodbye was on the way; or a new connection, and whose end is told
+            held = len(session.granted)
+            level = logging.WARNING if held else logging.INFO
+            log.log(level, "process %d died; permits that come back: %d", session.pid, held)
+            self._send(self._actor.died(session, now), now)
 
     def _send(self, sends: list[Send], now: float) -> None:
         """Send all; what goes to one peer in a row goes as one ZeroMQ message."""
@@ -230,6 +302,7 @@ class Server:
 
     def _close(self) -> None:
         signal.set_wakeup_fd(-1)
+        self._peers.close()
         for socket in self._sockets:
             socket.close()
         self._context.term()
