@@ -15,6 +15,7 @@ from typing import Final
 
 import call_cost
 import idle
+import kills
 import msgpack
 import outage
 import overhead
@@ -30,7 +31,7 @@ from report import Results, Section, show, show_goals, write
 HERE: Final = Path(__file__).parent
 BENCHMARKS: Final = {
     module.__name__: module
-    for module in (call_cost, round_trip, throughput, scale, outage, overhead, idle)
+    for module in (call_cost, round_trip, throughput, scale, outage, kills, overhead, idle)
 }
 
 
