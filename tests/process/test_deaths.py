@@ -583,9 +583,14 @@ def test_who_ends_without_close_takes_leave_and_the_log_knows_only_the_dead(
         assert breaker.metrics().permits_lost == 0
         assert "died" not in log.read_text()
 
-        with holder("spawn", breaker, count=2) as process:
-            os.kill(process.pid, signal.SIGKILL)
+        with holder("spawn", breaker, count=2) as closed:
+            os.kill(closed.pid, signal.SIGKILL)
             eventually(lambda: breaker.metrics().permits_lost == 2)
+        half_open(breaker)
+        with holder("spawn", breaker) as process:
+            os.kill(process.pid, signal.SIGKILL)
+            eventually(lambda: breaker.metrics().permits_lost == 3)
         lines = [line for line in log.read_text().splitlines() if "died" in line]
-        (line,) = [line for line in lines if "WARNING" in line]
-        assert f"process {process.pid} died; permits that come back: 2" in line
+        (line,) = [line for line in lines if "WARNING" in line]  # of a probe, and of nothing else
+        assert f"process {process.pid} died; permits that come back: 1" in line
+        assert any(f"process {closed.pid} died; permits that come back: 2" in one for one in lines)

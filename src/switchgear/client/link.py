@@ -167,12 +167,17 @@ class Link:
             # What is decided from now on is to be decided with this failure counted, so ask.
             self._gates[hold.name].suspend(time.monotonic())
         args = (hold, outcome, duration, error, settled)
-        if outcome is Outcome.SUCCESS and isinstance(hold.answer, Grant) and not hold.answer.probe:
+        if outcome is Outcome.SUCCESS and self._is_one_of_many(hold):
             self._inbox.append((self._report, args))  # it can go with the next request
             if self._asleep:
                 self._wake.set()
         else:
             self._post(self._report, *args)
+
+    def _is_one_of_many(self, hold: Hold) -> bool:
+        """A strict circuit's, and no probe's: the next call asks too, and nobody waits for this."""
+        probe = not isinstance(hold.answer, Grant) or hold.answer.probe
+        return not probe and hold.name is not None and not self._gates[hold.name].lease.runs
 
     def rouse(self, lease: Lease) -> None:
         """See `Outlet`."""

@@ -224,7 +224,9 @@ class Server:
             if session is None or self._peers.watches(token):
                 continue  # its Goodbye was on the way; or a new connection, and whose end is told
             held = len(session.granted)
-            level = logging.WARNING if held else logging.INFO
+            # With a probe goes the recovery of a circuit; a pool kills its workers all the time.
+            probes = any(granted.deadline is not None for granted in session.granted.values())
+            level = logging.WARNING if probes else logging.INFO
             log.log(level, "process %d died; permits that come back: %d", session.pid, held)
             self._send(self._actor.died(session, now), now)
 
