@@ -225,12 +225,9 @@ class Breaker:
         Raises:
             CircuitOpenError, TooManyRequestsError, ManagerUnavailableError: As `execute`.
         """
-        lease = self._gate.lease
-        now = monotonic()
-        if now < lease.term.until:
-            return Permit(self.name, lease)
-        if now < lease.rejects_until:
-            raise lease.reject(now)
+        permit = self._unasked_permit()
+        if permit is not None:
+            return permit
         link = self._client.link()
         if link is None:
             return self._permit(None)
@@ -238,17 +235,24 @@ class Breaker:
 
     async def acquire_async(self) -> Permit:
         """The same, without blocking the event loop."""
+        permit = self._unasked_permit()
+        if permit is not None:
+            return permit
+        link = self._client.link()
+        if link is None:
+            return self._permit(None)
+        timeout = self._client.settings.acquire_timeout
+        return self._permit(await link.acquire_async(self.name, timeout))
+
+    def _unasked_permit(self) -> Permit | None:
+        """What the lease decides, which may be to reject; None: ask."""
         lease = self._gate.lease
         now = monotonic()
         if now < lease.term.until:
             return Permit(self.name, lease)
         if now < lease.rejects_until:
             raise lease.reject(now)
-        link = self._client.link()
-        if link is None:
-            return self._permit(None)
-        timeout = self._client.settings.acquire_timeout
-        return self._permit(await link.acquire_async(self.name, timeout))
+        return None
 
     def _permit(self, claim: Claim | None) -> Permit:
         answer = None if claim is None else claim.answer

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..states import Outcome, Verdict
+from ..states import Outcome
+from .lease import Settled
 from .session import Answer, Grant
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Hold:
         outcome: Outcome,
         duration: float = 0.0,
         error: str | None = None,
-        settled: Callable[[Verdict], None] | None = None,
+        settled: Settled | None = None,
     ) -> None:
         """See `Claim.report`."""
         self._link.report(self, outcome, duration, error, settled)
@@ -73,7 +73,7 @@ class Claim:
         outcome: Outcome,
         duration: float = 0.0,
         error: str | None = None,
-        settled: Callable[[Verdict], None] | None = None,
+        settled: Settled | None = None,
     ) -> None:
         """Say how the call ended that the permit was for; see `Session.report`.
 

@@ -67,7 +67,7 @@ class Settings(NamedTuple):
         """Check the values.
 
         Raises:
-            ConfigError: One is out of its range, or not available yet.
+            ConfigError: One is out of its range.
         """
         if manager_loss not in get_args(ManagerLoss):
             raise ConfigError(

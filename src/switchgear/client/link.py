@@ -30,7 +30,7 @@ import zmq
 from ..address import Address
 from ..circuit import Totals
 from ..processes import start_of
-from ..states import Outcome, Verdict
+from ..states import Outcome
 from ..transport import READABLE, WRITABLE, events_of, receive_frames, send_frames
 from ..wire import (
     FROM_CONTROL,
@@ -158,7 +158,7 @@ class Link:
         outcome: Outcome,
         duration: float = 0.0,
         error: str | None = None,
-        settled: Callable[[Verdict], None] | None = None,
+        settled: Settled | None = None,
     ) -> None:
         """See `Claim.report`."""
         if self.pid != os.getpid():
@@ -430,7 +430,7 @@ class Link:
         outcome: Outcome,
         duration: float = 0.0,
         error: str | None = None,
-        settled: Callable[[Verdict], None] | None = None,
+        settled: Settled | None = None,
     ) -> None:
         if not hold.reported and isinstance(hold.answer, Grant):
             assert hold.name is not None

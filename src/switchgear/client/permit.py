@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from ..errors import BreakerError
 from ..states import Outcome, Verdict
 from ..wire import MAX_ERROR_CHARACTERS
-from .lease import Lease
+from .lease import Lease, Settled
 from .session import Grant
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def end(
     owed: Claim | Lease | StandbyPermit,
     error: BaseException | None,
     duration: float,
-    settled: Callable[[Verdict], None] | None = None,
+    settled: Settled | None = None,
 ) -> None:
     """Report a call by what left it: an exception, or None for a return. Duration in seconds."""
     outcome = outcome_of(error)

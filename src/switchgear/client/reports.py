@@ -11,6 +11,7 @@ A signal handler may raise out of any call in here; see the session.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from ..circuit import Totals
@@ -80,12 +81,10 @@ class Whole:
 
     __slots__ = ("_fields", "name", "owed", "reported", "sent_at")
 
-    failed = False
-
     def __init__(self, name: str, totals: Totals) -> None:
         successes, failures, neutral, rejected, durations, last_error = totals
-        micros = tuple([to_micros(duration) for duration in durations])
-        self._fields = (name, successes, failures, neutral, rejected, micros, last_error)
+        counts = (successes, failures, neutral, rejected)
+        self._fields = (name, *counts, _micros(durations), last_error)
         self.name = name
         self.owed: Owed = self
         self.reported = False
@@ -154,7 +153,7 @@ class Many:
             self._more + len(self._durations) + len(told),
             len(self._told) - len(told),
             self._rejected,
-            tuple([int(seconds * 1e6 + 0.5) for seconds in durations]),  # as to_micros()
+            _micros(durations),
         )
 
     def settle(self, verdict: Verdict) -> None:
@@ -162,6 +161,11 @@ class Many:
         for _, _, settled in self._told:
             if settled is not None:
                 settled(verdict)
+
+
+def _micros(durations: Sequence[float]) -> tuple[int, ...]:
+    # As to_micros(), and without a call for each of up to a hundred.
+    return tuple([int(seconds * 1e6 + 0.5) for seconds in durations])
 
 
 class Reports:

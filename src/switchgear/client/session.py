@@ -250,9 +250,7 @@ class Session:
 
     def report_totals(self, totals: Whole, *, now: float) -> None:
         """Hand over what was counted here while no manager answered."""
-        self._reports.add(totals)
-        self.wanted.add(DATA)
-        self._send_reports(now)
+        self._add(totals, now)
 
     def collect(self, lease: Lease, *, now: float) -> None:
         """Take the outcomes that callers have left in a lease, and report them as one."""
@@ -260,7 +258,7 @@ class Session:
         self.wanted.add(DATA)
         self._send_reports(now)
 
-    def _add(self, report: One, now: float, source: Lease | None = None) -> None:
+    def _add(self, report: One | Whole, now: float, source: Lease | None = None) -> None:
         self._reports.add(report, source, self._leases.of(report.name))
         self.wanted.add(DATA)
         self._send_reports(now)

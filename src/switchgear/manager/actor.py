@@ -160,9 +160,9 @@ class Actor:
             Hello: self._hello,
             Declare: self._declare,
             Acquire: self._acquire,
-            Report: self._report,
-            Batch: self._batch,
-            Missed: self._missed,
+            Report: self._take_in,
+            Batch: self._take_in,
+            Missed: self._take_in,
             Sync: self._sync,
             Goodbye: self._goodbye,
             Ping: self._ping,
@@ -362,13 +362,23 @@ class Actor:
         session.granted[message.request] = granted
         return [Send(peer, granted), *leases]
 
-    def _report(self, message: Report, peer: Peer, now: float) -> list[Send]:
+    def _take_in(self, message: Report | Batch | Missed, peer: Peer, now: float) -> list[Send]:
+        """Take a session's next report, of whatever kind, and no other."""
         session = self._connected.get(peer)
         if session is None:
             return self._no_session(peer, message)
         if message.number != session.reports + 1:
             return self._wrong_number(session, peer, message)
         session.reports = message.number
+        match message:
+            case Report():
+                return self._report(message, session, peer, now)
+            case Batch():
+                return self._batch(message, peer, now)
+            case Missed():
+                return self._missed(message, peer, now)
+
+    def _report(self, message: Report, session: Session, peer: Peer, now: float) -> list[Send]:
         if message.permit is None or message.epoch != self.epoch:
             return self._report_leased(message, peer, now)
         held = self._permits.get(message.permit)
@@ -419,12 +429,6 @@ class Actor:
         return [*before, *changes, last]
 
     def _batch(self, message: Batch, peer: Peer, now: float) -> list[Send]:
-        session = self._connected.get(peer)
-        if session is None:
-            return self._no_session(peer, message)
-        if message.number != session.reports + 1:
-            return self._wrong_number(session, peer, message)
-        session.reports = message.number
         circuit = self._circuits.get(message.name)
         if circuit is None:
             return self._unknown_circuit(peer, message, message.name)
@@ -436,12 +440,6 @@ class Actor:
         return self._acknowledge(peer, answer, now, batch=True)
 
     def _missed(self, message: Missed, peer: Peer, now: float) -> list[Send]:
-        session = self._connected.get(peer)
-        if session is None:
-            return self._no_session(peer, message)
-        if message.number != session.reports + 1:
-            return self._wrong_number(session, peer, message)
-        session.reports = message.number
         circuit = self._circuits.get(message.name)
         if circuit is None:
             return self._unknown_circuit(peer, message, message.name)
