@@ -58,24 +58,8 @@ class Rejection(NamedTuple):
     last_error: str | None
 
 
-class Tally(NamedTuple):
-    """What calls came to that ran, or were rejected, under a lease; failures are told one by one.
-
-    Attributes:
-        successes: How many.
-        neutral: How many.
-        rejected: How many.
-        durations: Seconds that the last of the successes took, oldest first.
-    """
-
-    successes: int
-    neutral: int
-    rejected: int
-    durations: Sequence[float]
-
-
 class Totals(NamedTuple):
-    """What calls came to that were decided without this circuit.
+    """What calls came to that were decided without this circuit: by a client, for itself.
 
     Attributes:
         successes: How many.
@@ -258,31 +242,32 @@ class Circuit:
         self._judge(outcome, now)
         return Verdict.COUNTED
 
-    def report_tally(self, generation: int, tally: Tally) -> Verdict:
-        """Take the outcomes of many calls under one lease, at the cost of one; else as above."""
-        self._totals[Outcome.SUCCESS] += tally.successes
-        self._totals[Outcome.NEUTRAL] += tally.neutral
-        self._total_rejected += tally.rejected
-        self._window.extend(tally.durations)
-        if not self._leases(generation):
-            self._stale_reports += tally.successes + tally.neutral
-            return Verdict.STALE
-        if tally.successes:
-            self.consecutive_successes += tally.successes
-            self.consecutive_failures = 0
-        return Verdict.COUNTED
+    def report_totals(self, totals: Totals, now: float, generation: int = 0) -> Verdict:
+        """Take the outcomes of many calls, at the cost of one.
 
-    def report_totals(self, totals: Totals, now: float) -> None:
-        """Take what a client has decided by itself, without us: in the totals, and nothing else."""
+        Args:
+            totals: What they came to. Failures that are to open the circuit are told one by one.
+            now: Seconds.
+            generation: Of the lease that they ran under, as above; 0 without one.
+
+        Returns:
+            COUNTED or STALE.
+        """
         self._totals[Outcome.SUCCESS] += totals.successes
         self._totals[Outcome.FAILURE] += totals.failures
         self._totals[Outcome.NEUTRAL] += totals.neutral
         self._total_rejected += totals.rejected
-        self._stale_reports += totals.successes + totals.failures + totals.neutral
         self._window.extend(totals.durations)
         if totals.failures:
             self.last_error = totals.last_error
             self._last_error_at = now
+        if not self._leases(generation):
+            self._stale_reports += totals.successes + totals.failures + totals.neutral
+            return Verdict.STALE
+        if totals.successes:
+            self.consecutive_successes += totals.successes
+            self.consecutive_failures = 0
+        return Verdict.COUNTED
 
     def _leases(self, generation: int) -> bool:
         # Only a closed circuit is leased; who says otherwise must not pass for a probe.

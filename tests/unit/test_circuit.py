@@ -12,7 +12,7 @@ from typing import Literal
 
 import pytest
 
-from switchgear.circuit import TRANSITIONS, Circuit, Permit, Rejection, Tally, Transition
+from switchgear.circuit import TRANSITIONS, Circuit, Permit, Rejection, Totals, Transition
 from switchgear.config import CircuitConfig
 from switchgear.states import Outcome, State, Verdict
 
@@ -839,11 +839,16 @@ def test_leased_failures_open_at_the_threshold_and_not_before(failures: int, sta
     assert bench.in_flight == 0
 
 
+def tally(successes: int, neutral: int, rejected: int, *durations: float) -> Totals:
+    """What calls under a lease came to."""
+    return Totals(successes, 0, neutral, rejected, durations, None)
+
+
 @pytest.mark.parametrize(("successes", "state"), [(0, OPEN), (1, CLOSED)])
 def test_a_tally_ends_a_run_of_failures_if_it_has_a_success(successes: int, state: State) -> None:
     bench = closed(failure_threshold=2)
     bench.circuit.report_leased(1, FAILURE, T0)
-    assert bench.circuit.report_tally(1, Tally(successes, 2, 3, [])) is COUNTED
+    assert bench.circuit.report_totals(tally(successes, 2, 3), T0, 1) is COUNTED
     bench.circuit.report_leased(1, FAILURE, T0)
     assert bench.state is state
 
@@ -854,7 +859,7 @@ def test_a_leased_outcome_of_another_generation_moves_nothing(
 ) -> None:
     bench = closed(failure_threshold=1)
     bench.reset()
-    assert bench.circuit.report_tally(generation, Tally(5, 1, 2, [0.25])) is verdict
+    assert bench.circuit.report_totals(tally(5, 1, 2, 0.25), T0, generation) is verdict
     assert bench.in_a_row == ((5, 0) if verdict is COUNTED else (0, 0))
     assert bench.circuit.report_leased(generation, FAILURE, T0, 0.5, "E: m") is verdict
     assert bench.state is (OPEN if verdict is COUNTED else CLOSED)
@@ -871,8 +876,8 @@ def test_no_leased_outcome_has_a_say_in_an_open_or_half_open_circuit() -> None:
             assert bench.circuit.report_leased(bench.circuit.generation, outcome, bench.now) is (
                 STALE
             )
-        tally = Tally(9, 9, 9, [])
-        assert bench.circuit.report_tally(bench.circuit.generation, tally) is STALE
+        generation = bench.circuit.generation
+        assert bench.circuit.report_totals(tally(9, 9, 9), bench.now, generation) is STALE
         assert (bench.state, bench.circuit.generation, bench.in_a_row) == before
         bench.circuit.check()
 

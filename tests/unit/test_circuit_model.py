@@ -45,7 +45,7 @@ from hypothesis.stateful import (
 )
 from hypothesis.strategies import SearchStrategy
 
-from switchgear.circuit import TRANSITIONS, Circuit, Permit, Tally, Transition
+from switchgear.circuit import TRANSITIONS, Circuit, Permit, Totals, Transition
 from switchgear.config import CircuitConfig
 from switchgear.states import Outcome, State, Verdict
 
@@ -157,10 +157,10 @@ class Pair:
         assert verdict is self.history.add(report).endings[-1].verdict
         self.seen["leased", verdict, outcome] += 1
 
-    def report_tally(self, generation: int, tally: Tally) -> None:
+    def report_tally(self, generation: int, tally: Totals) -> None:
         with self.nothing_moves_unless(self.life.is_leased(generation)):
-            verdict = self.circuit.report_tally(generation, tally)
-        successes, neutral, rejected, durations = tally
+            verdict = self.circuit.report_totals(tally, self.now, generation)
+        successes, _, neutral, rejected, durations, _ = tally
         event = Tallied(self.now, generation, successes, neutral, rejected, list(durations))
         assert verdict is self.history.add(event).tallies[-1]
         self.seen["tally", verdict, successes > 0] += 1
@@ -345,9 +345,9 @@ CONFIGS: SearchStrategy[CircuitConfig] = st.builds(
 
 # How many generations ago a lease was granted; 0 is none of this circuit's, so many is enough.
 AGES: SearchStrategy[int] = st.sampled_from([0, 0, 1, 1_000])
-TALLIES: SearchStrategy[Tally] = st.builds(
-    lambda durations, more, neutral, rejected: Tally(
-        len(durations) + more, neutral, rejected, durations
+TALLIES: SearchStrategy[Totals] = st.builds(
+    lambda durations, more, neutral, rejected: Totals(
+        len(durations) + more, 0, neutral, rejected, durations, None
     ),
     st.lists(st.sampled_from(TIMES), max_size=3) | st.just([0.125] * 99),
     st.sampled_from([0, 0, 2]),
@@ -394,7 +394,7 @@ class CircuitMachine(RuleBasedStateMachine):
         self.pair.report_leased(max(0, self.pair.circuit.generation - age), outcome, duration)
 
     @rule(age=AGES, tally=TALLIES)
-    def report_tally(self, age: int, tally: Tally) -> None:
+    def report_tally(self, age: int, tally: Totals) -> None:
         self.pair.report_tally(max(0, self.pair.circuit.generation - age), tally)
 
     @rule(outcomes=st.lists(st.sampled_from(OUTCOMES), min_size=1, max_size=3))
@@ -489,10 +489,11 @@ def walk(seed: int) -> Pair:
         now = pair.circuit.generation
         return rng.choices([now, now - 1, 0], [0.7, 0.2, 0.1])[0]
 
-    def tally() -> Tally:
+    def tally() -> Totals:
         durations = [rng.choice(TIMES) for _ in range(rng.choice([0, 1, 3, 100]))]
         more = rng.choice([0, 7]) if len(durations) == 100 else 0
-        return Tally(len(durations) + more, rng.randint(0, 2), rng.randint(0, 2), durations)
+        neutral, rejected = rng.randint(0, 2), rng.randint(0, 2)
+        return Totals(len(durations) + more, 0, neutral, rejected, durations, None)
 
     pair, held, down = Pair(config()), list[Permit](), False
     for _ in range(STEPS):
