@@ -14,7 +14,7 @@ import pytest
 
 import switchgear as sg
 
-from .conftest import eventually
+from .conftest import eventually, run_script
 
 pytestmark = [
     pytest.mark.process,
@@ -177,3 +177,44 @@ def test_under_a_lease_each_call_counts_once_at_most_and_the_lease_comes_back(
         return time.monotonic() < breaker._gate.lease.term.until
 
     eventually(runs_unasked)  # a failure that was interrupted before its report is forgotten
+
+
+# Blocks a signal that would end it, as one does who holds a lock that other processes wait for.
+BLOCKS: Final = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import switchgear as sg
+
+def blocking(thread):
+    text = (thread / "status").read_text()
+    blocked = int(text.partition("SigBlk:")[2].split()[0], 16)
+    return bool(blocked >> signal.SIGTERM - 1 & 1)
+
+called = threading.Event()
+in_a_callback = []
+def note(*change):
+    in_a_callback.append(blocking(Path("/proc/thread-self")))
+    called.set()
+
+client = sg.connect(sys.argv[1], acquire_timeout=5.0)
+breaker = client.breaker("service", failure_threshold=1, on_state_change=note)
+breaker.execute(int)
+breaker.acquire().failure("down")
+assert called.wait(20.0)
+ours = {thread for thread in Path("/proc/self/task").iterdir() if int(thread.name) != os.getpid()}
+deadline = time.monotonic() + 5.0
+while not all(map(blocking, ours)) and time.monotonic() < deadline:
+    pass  # a callback's thread takes signals until it has returned
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+os.kill(os.getpid(), signal.SIGTERM)
+breaker.stats()
+print(signal.SIGTERM in signal.sigpending(), in_a_callback)
+"""
+
+
+def test_a_signal_that_the_application_blocks_does_not_come_through_our_threads(
+    manager: sg.Manager,
+) -> None:
+    done = run_script(BLOCKS, manager.address)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split() == ["True", "[False]"]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import logging
 import queue
+import signal
 import threading
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from ..processes import leave_signals
 from ..states import State
 from ..wire import Event
 
@@ -75,6 +77,8 @@ class Dispatcher:
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._started = False
         self._dropping = False
+        # Of who connects, not of who starts the thread: what a callback starts inherits it.
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     def put(self, events: Iterable[Event]) -> None:
         """Have the handlers called for these events. Does not block; one caller at a time."""
@@ -98,9 +102,12 @@ class Dispatcher:
         self._queue.put(None)
 
     def _run(self) -> None:
+        leave_signals()
         while (event := self._queue.get()) is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
             for handler in self._handlers.of(event.name):
                 _call(handler, event)
+            leave_signals()
 
 
 def _call(handler: Handler, event: Event) -> None:

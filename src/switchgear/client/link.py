@@ -29,7 +29,7 @@ import zmq
 
 from ..address import Address
 from ..circuit import Totals
-from ..processes import start_of
+from ..processes import leave_signals, start_of
 from ..states import Outcome
 from ..transport import READABLE, WRITABLE, events_of, receive_frames, send_frames
 from ..wire import (
@@ -319,6 +319,7 @@ class Link:
 
     def _run(self) -> None:
         """The I/O thread: watch the sockets, but leave them alone while callers are busy."""
+        leave_signals()
         wake = select.poll()
         wake.register(self._wake, select.POLLIN)
         everything = select.poll()
