@@ -17,7 +17,7 @@ def read(name: str) -> str:
 
 def test_every_test_that_the_guarantees_name_exists() -> None:
     named = set(re.findall(r"`(test_\w+)`", read("docs/guarantees.md")))
-    sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/*/*.py"))
+    sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
     defined = set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
     assert len(named) > 20
     assert named - defined == set()
