@@ -421,14 +421,18 @@ def _after_fork() -> None:
 def _close_at_exit() -> None:
     """See that this process hands over what it has, however it ends in good order.
 
-    A multiprocessing child leaves without `atexit`; it runs the finalizers of its own module.
+    A multiprocessing child leaves without `atexit`; it runs the finalizers of its own module. A
+    child of a Celery worker leaves without either; it sends a signal of Celery's.
     """
     util = sys.modules.get("multiprocessing.util")
     if util is not None:
         util.Finalize(None, _disconnect_all, exitpriority=100)
+    celery = sys.modules.get("celery.signals")
+    if celery is not None:
+        celery.worker_process_shutdown.connect(_disconnect_all, weak=False)
 
 
-def _disconnect_all() -> None:
+def _disconnect_all(**about: object) -> None:
     for client in list(_alive):
         with contextlib.suppress(Exception):  # nobody is left to hear of it
             client.disconnect()
