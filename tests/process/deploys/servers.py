@@ -111,7 +111,7 @@ def service_at_a_port() -> Iterator[tuple[Service, str]]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(service.answer(self.path, int(self.headers["From"])))
+            self.send_response(service.answer(self.path, int(self.headers["From"] or 0)))
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -152,16 +152,21 @@ class Server:
 
     def get(self, path: str = "/") -> Answer:
         """One request."""
+        try:
+            status, body = self.fetch(path)
+        except (ConnectionError, http.client.IncompleteRead):
+            return LOST
+        return Answer(**json.loads(body)) if status == 200 else LOST
+
+    def fetch(self, path: str) -> tuple[int, bytes]:
+        """What the server sends."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
-            body = response.read()
-        except (ConnectionError, http.client.IncompleteRead):
-            return LOST
+            return response.status, response.read()
         finally:
             connection.close()
-        return Answer(**json.loads(body)) if response.status == 200 else LOST
 
     def get_many(self, count: int, path: str = "/", at_once: int = 4) -> list[Answer]:
         """So many requests, a few of them at any time."""
@@ -197,15 +202,15 @@ def serving(command: Sequence[str], environment: dict[str, str], app: str) -> It
     """A server of an application of ours; it ends with the block, and all its workers do.
 
     Args:
-        command: What Python is to run; "FD" in it becomes the descriptor of the socket.
+        command: A module and its options; "FD" in them becomes the descriptor of the socket.
         environment: See `Deploy`.
-        app: Where the application is, or "".
+        app: Where the application is.
     """
     # Ours: whoever comes before the server listens waits, and no port can be taken meanwhile.
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
         fd = listener.fileno()
         words = [word.replace("FD", str(fd)) for word in command]
-        with running([*words, *([app] if app else [])], environment, fd) as process:
+        with running([sys.executable, "-m", *words, app], environment, fd) as process:
             yield Server(process, listener.getsockname()[1])
 
 
@@ -213,9 +218,9 @@ def serving(command: Sequence[str], environment: dict[str, str], app: str) -> It
 def running(
     command: Sequence[str], environment: dict[str, str], *fds: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Python, running a server; at the end of the block all its processes end."""
+    """A server; at the end of the block all its processes end."""
     process = subprocess.Popen(
-        [sys.executable, *command],
+        command,
         env=environment,
         pass_fds=fds,
         start_new_session=True,

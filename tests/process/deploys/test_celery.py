@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -78,7 +79,17 @@ def celery(environment: dict[str, str], home: Path, *options: str) -> Iterator[W
     needs("celery")
     for folder in ("in", "out", "control", "processed", "results"):
         (home / folder).mkdir()
-    command = ["-m", "celery", "--app", "tasks", "--quiet", "worker", "--loglevel", "CRITICAL"]
+    command = [
+        sys.executable,
+        "-m",
+        "celery",
+        "--app",
+        "tasks",
+        "--quiet",
+        "worker",
+        "--loglevel",
+        "CRITICAL",
+    ]
     command += ["--pool", "prefork", "--concurrency", str(CHILDREN), *QUIET, *options]
     with running(command, {**environment, "SHOP_HOME": str(home)}) as process:
         worker = Worker(process, home)

@@ -35,7 +35,7 @@ def gunicorn(
     environment: dict[str, str], *options: str, workers: int = 3
 ) -> AbstractContextManager[Server]:
     quiet = ("--log-level", "error", "--no-control-socket")
-    command = ("-m", "gunicorn", *quiet, "--bind", "fd://FD", "--workers", str(workers), *options)
+    command = ("gunicorn", *quiet, "--bind", "fd://FD", "--workers", str(workers), *options)
     return serving(command, environment, "wsgi:app")
 
 
@@ -57,7 +57,12 @@ def test_gunicorns_workers_share_one_circuit(deploy: Deploy, options: tuple[str,
 
 
 @pytest.mark.parametrize(
-    ("options", "path"), [((), "/hears"), ((), "/deaf"), (("--preload",), "/deaf")]
+    ("options", "path"),
+    [
+        pytest.param((), "/hears", id="hears"),
+        pytest.param((), "/deaf", id="deaf"),
+        pytest.param(("--preload",), "/deaf", id="deaf-preload"),
+    ],
 )
 def test_gunicorns_timeout_gives_back_the_probe_of_a_worker_that_hangs(
     deploy: Deploy, options: tuple[str, ...], path: str
@@ -101,7 +106,12 @@ def test_gunicorns_timeout_gives_back_the_probe_of_a_worker_that_hangs(
 
 
 @pytest.mark.parametrize(
-    ("options", "visits"), [((), 50), (("--preload",), 300), ((*THREADS, "--preload"), 100)]
+    ("options", "visits"),
+    [
+        pytest.param((), 50, id="sync"),
+        pytest.param(("--preload",), 300, id="sync-preload"),
+        pytest.param((*THREADS, "--preload"), 100, id="gthread-preload"),
+    ],
 )
 def test_gunicorns_recycled_workers_lose_and_delay_no_request(
     deploy: Deploy, options: tuple[str, ...], visits: int

@@ -23,7 +23,7 @@ def _installed() -> None:
 
 
 def uvicorn(environment: dict[str, str], workers: int = 3) -> AbstractContextManager[Server]:
-    command = ["-m", "uvicorn", "--log-level", "error", "--fd", "FD"]
+    command = ["uvicorn", "--log-level", "error", "--fd", "FD"]
     # Longer than a test stops a worker for.
     command += ["--workers", str(workers), "--timeout-worker-healthcheck", "60"]
     return serving(command, environment, "asgi:app")
