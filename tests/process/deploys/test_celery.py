@@ -19,7 +19,13 @@ from .servers import Answer, Deploy, children_of, needs, running
 pytestmark = pytest.mark.process
 
 CHILDREN: Final = 3
-QUIET: Final = ("--without-mingle", "--without-gossip", "--without-heartbeat")
+ALONE: Final = ("--without-mingle", "--without-gossip", "--without-heartbeat")
+QUIET: Final = ("--loglevel", "CRITICAL", *ALONE)
+
+
+@pytest.fixture(autouse=True)
+def _installed() -> None:
+    needs("celery")
 
 
 class Worker:
@@ -76,21 +82,10 @@ class Worker:
 
 @contextlib.contextmanager
 def celery(environment: dict[str, str], home: Path, *options: str) -> Iterator[Worker]:
-    needs("celery")
     for folder in ("in", "out", "control", "processed", "results"):
         (home / folder).mkdir()
-    command = [
-        sys.executable,
-        "-m",
-        "celery",
-        "--app",
-        "tasks",
-        "--quiet",
-        "worker",
-        "--loglevel",
-        "CRITICAL",
-    ]
-    command += ["--pool", "prefork", "--concurrency", str(CHILDREN), *QUIET, *options]
+    command = [sys.executable, "-m", "celery", "--app", "tasks", "--quiet", "worker", *QUIET]
+    command += ["--pool", "prefork", "--concurrency", str(CHILDREN), *options]
     with running(command, {**environment, "SHOP_HOME": str(home)}) as process:
         worker = Worker(process, home)
         try:
