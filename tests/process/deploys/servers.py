@@ -178,8 +178,9 @@ class Server:
         answers = []
         with contextlib.ExitStack() as stack:
             for _ in range(workers):
-                answers.append(self.get(path))
-                stack.enter_context(stopped(answers[-1].pid))
+                answers.append(answer := self.get(path))
+                assert answer is not LOST
+                stack.enter_context(stopped(answer.pid))
         assert len({answer.pid for answer in answers}) == workers
         return answers
 
@@ -351,5 +352,5 @@ class Deploy(NamedTuple):
 
     def forgets_all_but(self, workers: Iterable[int]) -> None:
         """The manager comes to keep no session but of these, and of us."""
-        living = {*workers, os.getpid()}
-        eventually(lambda: set(sessions(self.manager.pid)) <= living)
+        us = {os.getpid()}
+        eventually(lambda: us <= set(sessions(self.manager.pid)) <= us.union(workers))
