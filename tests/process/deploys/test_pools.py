@@ -64,7 +64,7 @@ def closes(deploy: Deploy, breaker: sg.Breaker, submit: Callable[..., bool]) -> 
     assert breaker.stats().in_flight == 0
     deploy.forgets_all_but([])
     eventually(lambda: submit(admits, breaker, deploy.place))
-    assert breaker.state is sg.State.CLOSED
+    eventually(lambda: breaker.state is sg.State.CLOSED)  # the probe's report is another process's
     assert breaker.metrics().permits_lost == 1
 
 
