@@ -143,6 +143,14 @@ class Answer(NamedTuple):
 LOST: Final = Answer(0, "lost", 0.0)  # its worker was killed
 
 
+def answered(answers: Iterable[Answer]) -> list[Answer]:
+    """All but the visits whose connection a server that ends closed before it had read from it.
+
+    Had it made a call for one of them, the manager would have counted more than was told.
+    """
+    return [answer for answer in answers if answer is not LOST]
+
+
 class Server:
     """A server that runs, and how to visit it."""
 

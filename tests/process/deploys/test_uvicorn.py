@@ -12,7 +12,7 @@ import pytest
 import switchgear as sg
 
 from ..conftest import eventually
-from .servers import LOST, Deploy, Server, needs, serving
+from .servers import LOST, Deploy, Server, answered, needs, serving
 
 pytestmark = pytest.mark.process
 
@@ -72,7 +72,7 @@ def test_the_probe_of_a_killed_uvicorn_worker_comes_back_and_its_successor_joins
         deploy.forgets_all_but(after)
 
 
-def test_uvicorns_restart_under_load_loses_no_request(deploy: Deploy) -> None:
+def test_uvicorns_restart_under_load_loses_no_call(deploy: Deploy) -> None:
     environment = deploy.environment(failure_threshold=1_000_000)
     with uvicorn(environment, workers=2) as server:
         answers = server.get_each(2)
@@ -87,5 +87,5 @@ def test_uvicorns_restart_under_load_loses_no_request(deploy: Deploy) -> None:
         deploy.service.broken = True
         answers += server.get_many(8)
         server.stop()
-    deploy.agrees(answers)
+    deploy.agrees(answered(answers))
     deploy.forgets_all_but([])
