@@ -96,8 +96,13 @@ class Address:
         return f"{self.path}.lock"
 
     @property
+    def journal_path(self) -> str:
+        """The file in which a manager keeps what its successor must know."""
+        return f"{self.path}.journal"
+
+    @property
     def directory(self) -> Path:
-        """Where all three are."""
+        """Where all of them are."""
         return Path(self.path).parent
 
     def check_directory(self) -> None:

@@ -85,6 +85,32 @@ class Totals(NamedTuple):
         return cls(success, failure, neutral, 0, durations, error)
 
 
+class Standing(NamedTuple):
+    """Where a circuit stands: what only a transition or a new configuration changes.
+
+    Instants are on the circuit's clock.
+    """
+
+    config: CircuitConfig
+    state: State
+    generation: int
+    half_open_at: float | None  # set while open, and only then
+    state_changed_at: float
+    entries: tuple[int, int, int]  # how often it has become closed, open, half-open
+
+
+class Counts(NamedTuple):
+    """What a circuit has counted so far. Instants are on the circuit's clock."""
+
+    generation: int  # that the consecutive counts are of
+    consecutive_successes: int
+    consecutive_failures: int
+    totals: Totals
+    permits_lost: int
+    stale_reports: int
+    last_error_at: float | None
+
+
 class Transition(NamedTuple):
     """One step of a circuit. `old is new` only for the reset of a circuit that was closed."""
 
@@ -142,6 +168,44 @@ class Circuit:
         self._state_changed_at = now
         self._window = LatencyWindow()
         self._transitions: list[Transition] = []
+
+    @classmethod
+    def restore(cls, name: str, standing: Standing, counts: Counts | None, now: float) -> Circuit:
+        """Go on as a circuit that ended without a word.
+
+        No permit is out: who holds one still may report, to a generation that may have passed.
+        An open circuit resumes with its remaining time, and never more than a whole `open_timeout`.
+
+        Args:
+            name: Its name.
+            standing: What `standing` was, the last time it changed.
+            counts: What `counts` was, then or somewhat earlier; consecutive counts of an earlier
+                generation have passed with it.
+            now: Seconds.
+        """
+        circuit = cls(name, standing.config, now)
+        circuit.state = standing.state
+        circuit.generation = standing.generation
+        if standing.half_open_at is not None:
+            latest = now + standing.config.open_timeout
+            circuit._half_open_at = min(standing.half_open_at, latest)
+        circuit._state_changed_at = standing.state_changed_at
+        circuit._entries = dict(zip(State, standing.entries, strict=True))
+        if counts is not None:
+            circuit._resume_counts(counts)
+        return circuit
+
+    def _resume_counts(self, counts: Counts) -> None:
+        totals = counts.totals
+        self._totals = [totals.successes, totals.failures, totals.neutral]
+        self._total_rejected = totals.rejected
+        self._window.extend(totals.durations)
+        self.last_error, self._last_error_at = totals.last_error, counts.last_error_at
+        self._permits_lost = counts.permits_lost
+        self._stale_reports = counts.stale_reports
+        if counts.generation == self.generation:
+            self.consecutive_successes = counts.consecutive_successes
+            self.consecutive_failures = counts.consecutive_failures
 
     # -- calls -------------------------------------------------------------------------------------
 
@@ -410,6 +474,30 @@ class Circuit:
             self._total_rejected,
             self._window.durations(),
             self.last_error,
+        )
+
+    def standing(self) -> Standing:
+        """What a successor must know before anybody is told what happened."""
+        closed, opened, half_opened = (self._entries[state] for state in State)
+        return Standing(
+            self.config,
+            self.state,
+            self.generation,
+            self._half_open_at,
+            self._state_changed_at,
+            (closed, opened, half_opened),
+        )
+
+    def counts(self) -> Counts:
+        """What a successor must know before a report is acknowledged."""
+        return Counts(
+            self.generation,
+            self.consecutive_successes,
+            self.consecutive_failures,
+            self.totals(),
+            self._permits_lost,
+            self._stale_reports,
+            self._last_error_at,
         )
 
     def stats(self, now: float, utc_offset: float) -> CircuitStats:

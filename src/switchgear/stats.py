@@ -132,9 +132,9 @@ class LatencyWindow:
         self._durations.extend(durations)
         del self._durations[:-LATENCY_WINDOW]
 
-    def durations(self) -> list[float]:
+    def durations(self) -> array[float]:
         """What is in it, oldest first."""
-        return list(self._durations[-LATENCY_WINDOW:])
+        return self._durations[-LATENCY_WINDOW:]
 
     def latencies(self) -> Latencies:
         """Summarise the window. Sorts it: O(n log n), n at most 100."""

@@ -343,6 +343,7 @@ class Welcome(NamedTuple):
     request: Number
     protocol: Number  # the version to speak from now on
     epoch: Number  # the manager's life
+    origin: Number  # that of the first one in its line: what it said is still true
     clock: Instant  # the manager's monotonic clock
     reports: Number  # the last report of this session that was taken in
     lease: Micros  # how long a session's leases hold

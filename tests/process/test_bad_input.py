@@ -118,7 +118,7 @@ class Peer:
         welcome = self.ask(pack(KINDS[Hello], next(numbers), 1, 1, self.token, os.getpid(), 0))
         assert (welcome[0], welcome[2]) == (KINDS[Welcome], 1)
         self.epoch = welcome[3]
-        reports: int = welcome[5]
+        reports: int = welcome[6]
         return reports
 
     def declare(self, name: str) -> None:

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, NamedTuple
 
+from switchgear.circuit import Counts, Standing
 from switchgear.client.lease import Gate, Lease, Settled
 from switchgear.client.reports import One
 from switchgear.client.session import Answer, Grant, Session
-from switchgear.manager.actor import CONTROL, DATA, Actor, Peer, Send
+from switchgear.manager.actor import Actor, Send
+from switchgear.manager.sessions import CONTROL, DATA, Peer, SavedSession
+from switchgear.manager.unsaved import HISTORY, Changes, Saved
 from switchgear.states import Outcome
 from switchgear.wire import (
     FROM_CONTROL,
@@ -134,6 +137,33 @@ class Client:
             self.session.collect(lease, now=self.clock())
 
 
+class Memory:
+    """A journal without a file: what was written is what a successor gets."""
+
+    def __init__(self) -> None:
+        self._standings: dict[str, Standing] = {}
+        self._counts: dict[str, Counts] = {}
+        self._sessions: dict[bytes, SavedSession] = {}
+        self._events: defaultdict[str, deque[Event]] = defaultdict(lambda: deque(maxlen=HISTORY))
+
+    def write(self, changes: Changes) -> None:
+        """See `Journal.write`."""
+        self._standings.update(changes.standings)
+        for event in changes.events:
+            self._events[event.name].append(event)
+        self._counts.update(changes.counts)
+        self._sessions.update((session.token, session) for session in changes.sessions)
+        for token in changes.ended:
+            self._sessions.pop(token, None)
+
+    def read(self, epoch: int, origin: int) -> Saved:
+        """See `Journal.open`."""
+        standings = self._standings
+        circuits = {name: (standings[name], self._counts.get(name)) for name in standings}
+        events = sorted(event for events in self._events.values() for event in events)
+        return Saved(epoch, origin, circuits, list(self._sessions.values()), events)
+
+
 class Pair:
     """A manager and its client, or several. Checked after every step.
 
@@ -145,9 +175,11 @@ class Pair:
 
     def __init__(self, clients: int = 1, *, skew: float = 0.0, connected: bool = True) -> None:
         self.now = 1_000.0
+        self.saves = True  # False: only when `save` is called
         self.skew = skew
         self.epoch = 1
         self.actor = Actor(self.epoch)
+        self.memory = Memory()
         self.clients = [Client(number, lambda: self.now) for number in range(clients)]
         self.said: list[Said] = []
         self.undelivered: list[Message] = []
@@ -195,11 +227,24 @@ class Pair:
 
     def replace_manager(self) -> None:
         """The manager is killed, and another one, that knows nothing, takes its place."""
+        self._cut_all()
+        self.epoch += 1
+        self.actor = Actor(self.epoch)
+        self.memory = Memory()
+
+    def kill_manager(self) -> None:
+        """The manager is killed, and a successor goes on from what it had saved."""
+        self._cut_all()
+        self.epoch += 1
+        origin = self.actor.origin
+        self.actor = Actor(self.epoch)
+        self.actor.restore(self.memory.read(self.epoch - 1, origin), self.now + self.skew)
+        self.check()
+
+    def _cut_all(self) -> None:
         for client in self.clients:
             for connection in (DATA, CONTROL):
                 self.cut(client.number, connection)
-        self.epoch += 1
-        self.actor = Actor(self.epoch)
 
     # -- delivery ----------------------------------------------------------------------------------
 
@@ -222,8 +267,17 @@ class Pair:
             self._route(self.actor.receive(wire.peer, message, self.now + self.skew))
             if isinstance(message, Report) and session is not None and session.reports > before:
                 self.taken_in.append(message)
+        if self.saves:
+            self.save()
         self.check()
         return True
+
+    def save(self) -> None:
+        """Save what is due, and acknowledge it, as the server does at the end of a turn."""
+        now = self.now + self.skew
+        if self.actor.save_by is not None and self.actor.save_by <= now:
+            self.memory.write(self.actor.save())
+            self._route(self.actor.saved(now))
 
     def deliver_down(self, client: int = 0, connection: int = DATA) -> bool:
         """Hand the manager's oldest message to a client; False: there is none."""
@@ -291,8 +345,12 @@ class Pair:
 
     def _tick(self) -> None:
         self._route(self.actor.tick(self.now + self.skew))
+        if self.saves:
+            self.save()
 
     def _route(self, sends: list[Send]) -> None:
+        if sends and self.actor.news:
+            self.memory.write(self.actor.take_news())
         for send in sends:
             found = self._wire_of(send.peer)
             if found is None:

@@ -41,7 +41,7 @@ DOORS: Final = {("manager.process", "client")}
 
 PURE: Final = {
     *("states", "errors", "config", "stats", "circuit", "wire"),
-    *("manager.actor", "manager.leases"),
+    *("manager.acks", "manager.actor", "manager.leases", "manager.sessions", "manager.unsaved"),
     *("client.session", "client.lease", "client.leases", "client.reports"),
 }
 IMPURE: Final = {

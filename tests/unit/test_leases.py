@@ -16,7 +16,8 @@ from switchgear.client.lease import NO_LEASE, Gate, Lease, Settled, Term
 from switchgear.client.leases import Leases
 from switchgear.client.session import UNREPORTED, Grant
 from switchgear.config import CircuitConfig
-from switchgear.manager.actor import CONTROL, DATA, LEASE, Peer, Send
+from switchgear.manager.actor import LEASE, Send
+from switchgear.manager.sessions import CONTROL, DATA, Peer
 from switchgear.states import Outcome, State, Verdict
 from switchgear.stats import CircuitStats
 from switchgear.wire import (

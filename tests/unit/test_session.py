@@ -13,7 +13,9 @@ from harness import Pair, Waiter
 from switchgear.client.lease import Lease
 from switchgear.client.session import GREETING_INTERVAL, Grant
 from switchgear.config import CircuitConfig
-from switchgear.manager.actor import ACKS_TOGETHER, CONTROL, DATA, EVENTS_KEPT, LEASE, Peer
+from switchgear.manager.acks import ACKS_TOGETHER
+from switchgear.manager.actor import EVENTS_KEPT, LEASE
+from switchgear.manager.sessions import CONTROL, DATA, Peer
 from switchgear.states import Outcome, State, Verdict
 from switchgear.stats import CircuitStats
 from switchgear.wire import (
@@ -849,7 +851,7 @@ def test_answers_to_nobody_are_ignored(pair: Pair) -> None:
         Rejected(9_999, 1, State.OPEN, None, None),
         Error(0, 0, ErrorCode.MALFORMED, ""),
         Error(KINDS[Report], 1, ErrorCode.MALFORMED, ""),
-        Welcome(9_999, PROTOCOL, pair.epoch, round(pair.now * 1e6), 0, 0),
+        Welcome(9_999, PROTOCOL, pair.epoch, pair.epoch, round(pair.now * 1e6), 0, 0),
     ):
         down.append(encode(message))
     pair.run()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 
 from switchgear.circuit import Circuit, Rejection, Totals
@@ -101,7 +103,7 @@ def test_the_end_hands_over_what_was_counted_once(outage: Outage) -> None:
     outage.call(Outcome.FAILURE, "E: 2")
     for _ in range(3):
         assert isinstance(outage.acquire(), Rejection)
-    totals = Totals(1, 2, 1, 3, [0.5, 0.5, 0.5], "E: 2")
+    totals = Totals(1, 2, 1, 3, array("d", [0.5, 0.5, 0.5]), "E: 2")
     assert outage.end() == [("a", totals)]
     assert outage.end() == [("a", totals)]
 
@@ -116,7 +118,7 @@ def test_a_call_that_ends_after_the_end_is_handed_over_by_itself(outage: Outage)
     neutral.report(Outcome.NEUTRAL, 0.5, None, verdicts.append)
     assert verdicts == [Verdict.COUNTED, Verdict.STALE, Verdict.STALE]
     assert outage.handed_over == [
-        ("a", Totals(1, 0, 0, 0, [0.25], None)),
+        ("a", Totals(1, 0, 0, 0, array("d", [0.25]), None)),
         ("a", Totals(0, 1, 0, 0, (0.5,), "E: m")),
         ("a", Totals(0, 0, 1, 0, (), None)),
     ]

@@ -144,8 +144,8 @@ GOLDEN: Final[tuple[tuple[Message, str], ...]] = (
         "9701030101c410000102030405060708090a0b0c0d0e0fcd1267ce0001e240",
     ),
     (
-        Welcome(3, 1, EPOCH, 123_456_789, 41, 1_000_000),
-        "97020301cf00060a24181e4000ce075bcd1529ce000f4240",
+        Welcome(3, 1, EPOCH, 1_600_000_000_000_000, 123_456_789, 41, 1_000_000),
+        "98020301cf00060a24181e4000cf0005af3107a40000ce075bcd1529ce000f4240",
     ),
     (
         Error(12, 7, ErrorCode.DEADLINE_PASSED, "the caller's deadline had passed"),

@@ -106,11 +106,12 @@ class _Phase(Enum):
 class _Line:
     """One of the two connections."""
 
-    __slots__ = ("epoch", "greeted_at", "greeting", "phase", "refusal")
+    __slots__ = ("epoch", "greeted_at", "greeting", "origin", "phase", "refusal")
 
     def __init__(self) -> None:
         self.phase = _Phase.OFFLINE
         self.epoch = 0  # of the manager at the other end, once it has answered
+        self.origin = 0  # and of the first one in its line
         self.greeting = 0  # the number of the last Hello
         self.greeted_at = 0.0  # when it was sent
         self.refusal: Error | None = None
@@ -402,15 +403,17 @@ class Session:
         if line.phase is not _Phase.GREETING or message.request != line.greeting:
             return  # a later Hello is on its way, and what it finds is what counts
         another = message.epoch != line.epoch
+        another_line = message.origin != line.origin
         if connection == DATA:
             self._set_clock(to_seconds(message.clock), now)
-        line.phase, line.epoch, line.refusal = _Phase.READY, message.epoch, None
+        line.phase, line.refusal = _Phase.READY, None
+        line.epoch, line.origin = message.epoch, message.origin
         if connection == DATA:
             self._leases.length = to_seconds(message.lease)
             self._resume_data(message.reports, another, now)
         elif self._subscribed:
-            if another:
-                self._seen = None
+            if another_line:
+                self._seen = None  # versions are counted anew
             self._last_number += 1
             self.outbox.append((CONTROL, self._build_subscribe(self._last_number)))
         for number, asked in self._asked.items():
@@ -426,7 +429,7 @@ class Session:
         self._clock_offset = 0.0 if same else theirs - (sent_at + now) / 2
 
     def _resume_data(self, taken_in: int, another: bool, now: float) -> None:
-        """Go on where this manager stands: it has our reports up to a number, or none of them."""
+        """Go on where this manager stands: our reports up to a number are in what it knows."""
         self._leases.end_all()
         if another:
             self._leases.forget()

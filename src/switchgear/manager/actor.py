@@ -59,22 +59,15 @@ from ..wire import (
     to_micros,
     to_seconds,
 )
+from .acks import Acks
 from .leases import Leases
-
-DATA: Final = 0  # the two sockets, as a Peer names them
-CONTROL: Final = 1
+from .sessions import DATA, Peer, SavedSession, Session
+from .unsaved import HISTORY, Changes, Saved, Unsaved
 
 LEASE: Final = 1.0  # seconds that a session's leases hold after the last report it was answered
-ACK_DELAY: Final = 0.1  # seconds a report's answer may be held back; well below LEASE
-ACKS_TOGETHER: Final = 256  # and how many at most
 EVENTS_KEPT: Final = 1024  # for a subscriber that missed some
-
-
-class Peer(NamedTuple):
-    """Where a message came from and an answer goes: a socket of the manager's, and an address."""
-
-    socket: int
-    address: bytes
+ABSENCE: Final = 3600.0  # seconds that a predecessor's client may take to come back, as one that
+# was stopped may; the reports of one that comes later would be counted again
 
 
 class Send(NamedTuple):
@@ -84,21 +77,6 @@ class Send(NamedTuple):
     message: Message
 
 
-class Session:
-    """One client, as long as its process lives: it may come back on another connection."""
-
-    __slots__ = ("granted", "peer", "pid", "reports", "requests", "started", "token")
-
-    def __init__(self, hello: Hello) -> None:
-        self.token = hello.session
-        self.pid = hello.pid  # as it says
-        self.started = hello.started
-        self.peer: Peer | None = None  # where it was heard last
-        self.reports = 0  # the number of the last one taken in
-        self.requests = 0  # the highest number of a request for a permit that was decided
-        self.granted: dict[int, Granted] = {}  # what is out, by the request that asked for it
-
-
 class _Held(NamedTuple):
     """A permit that is out."""
 
@@ -106,27 +84,6 @@ class _Held(NamedTuple):
     circuit: Circuit
     permit: Permit
     request: int
-
-
-class _Acks:
-    """What a peer's reports are answered with, once it is due."""
-
-    __slots__ = ("due", "messages", "reports", "speaks_for_batches")
-
-    def __init__(self, due: float) -> None:
-        self.due = due
-        self.messages: list[Reported] = []
-        self.reports = 0  # that are answered by these
-        self.speaks_for_batches = False  # the last one answers a Batch
-
-    def add(self, message: Reported, *, batch: bool) -> None:
-        """Answer one more report; batches in a row that came to the same are answered as one."""
-        if batch and self.speaks_for_batches and self.messages[-1].verdict is message.verdict:
-            self.messages[-1] = message
-        else:
-            self.messages.append(message)
-        self.reports += 1
-        self.speaks_for_batches = batch
 
 
 class Actor:
@@ -140,6 +97,7 @@ class Actor:
 
     def __init__(self, epoch: int, pid: int = 0, utc_offset: float = 0.0) -> None:
         self.epoch = epoch
+        self.origin = epoch
         self.pid = pid
         self.utc_offset = utc_offset
         self.stopping = False
@@ -153,9 +111,13 @@ class Actor:
         self._connected: dict[Peer, Session] = {}
         self._permits: dict[int, _Held] = {}
         self._leases: Leases[Peer] = Leases()
-        self._acks: dict[Peer, _Acks] = {}  # oldest first
+        self._acks: Acks[Peer] = Acks()
+        self._unsaved = Unsaved()
+        self._absent: set[bytes] = set()  # a predecessor's sessions that have not greeted us
+        self._absent_until = math.inf
         self._subscribers: dict[Peer, None] = {}  # in order of arrival
-        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)
+        self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)  # in a row, up to the last
+        self._histories: dict[str, deque[Event]] = {}  # of each circuit that has one
         self._handlers: dict[type[Message], Callable[[Any, Peer, float], list[Send]]] = {
             Hello: self._hello,
             Declare: self._declare,
@@ -176,20 +138,38 @@ class Actor:
 
     # -- what the shell calls ----------------------------------------------------------------------
 
+    def restore(self, saved: Saved, now: float) -> None:
+        """Go on where a predecessor stood, as the next in its line. Comes before all else.
+
+        Args:
+            saved: What it has left; its instants are on our clock.
+            now: Seconds.
+        """
+        self.epoch = max(self.epoch, saved.epoch + 1)
+        self.origin = saved.origin
+        for name, (standing, counts) in saved.circuits.items():
+            self._circuits[name] = Circuit.restore(name, standing, counts, now)
+            self._arm(self._circuits[name])
+        self._names = sorted(self._circuits)
+        self._sessions = {session.token: Session(session) for session in saved.sessions}
+        self._absent = set(self._sessions)
+        self._absent_until = now + ABSENCE if self._absent else math.inf
+        for event in saved.events:
+            if event.version != self._version + 1:
+                self._events.clear()
+            self._version = event.version
+            self._remember(event)
+
     @property
     def next_deadline(self) -> float | None:
-        """When `tick` has something to do at the latest, or None."""
-        timer = self._timers[0][0] if self._timers else None
-        if not self._acks:
-            return timer
-        acks = next(iter(self._acks.values())).due
-        return acks if timer is None else min(timer, acks)
+        """When `tick` has something to do at the latest, or `save` has, or None."""
+        deadlines = (self._timers[0][0] if self._timers else None, self.save_by, self._absent_until)
+        first = min(deadline for deadline in deadlines if deadline is not None)
+        return None if first == math.inf else first
 
     def tick(self, now: float) -> list[Send]:
-        """Let time pass for every circuit whose deadline has come, and for acknowledgements."""
+        """Let time pass for every circuit whose deadline has come."""
         sends: list[Send] = []
-        while self._acks and (first := next(iter(self._acks.items())))[1].due <= now:
-            sends += self._take_acks(first[0])
         while self._timers and self._timers[0][0] <= now:
             deadline, name = heapq.heappop(self._timers)
             if self._armed.get(name) != deadline:
@@ -197,15 +177,61 @@ class Actor:
             del self._armed[name]
             circuit = self._circuits[name]
             circuit.tick(now)
+            self._unsaved.counted(circuit, now)
             sends += self._follow(circuit, self._next_operation(), now)
+        if self._absent_until <= now:
+            self._forget_absent(now)
         return sends
+
+    def _forget_absent(self, now: float) -> None:
+        for token in self._absent:
+            del self._sessions[token]
+            self._unsaved.ended(token, now)
+        self._absent.clear()
+        self._absent_until = math.inf
+
+    # -- what must survive -------------------------------------------------------------------------
+
+    @property
+    def news(self) -> bool:
+        """Something has changed that must be saved before anything is sent: see `take_news`."""
+        return self._unsaved.news
+
+    def take_news(self) -> Changes:
+        """What a successor must know before anybody is told anything."""
+        return self._unsaved.take_news()
+
+    @property
+    def save_by(self) -> float | None:
+        """When `save` is due; 0 while somebody waits for what comes of it."""
+        due, save_by = self._acks.due, self._unsaved.save_by
+        if due is None or save_by is None:
+            return save_by if due is None else due
+        return min(due, save_by)
+
+    def save(self) -> Changes:
+        """What a successor must know before reports are acknowledged; then call `saved`."""
+        return self._unsaved.take_all()
+
+    def saved(self, now: float) -> list[Send]:
+        """All that `save` returned is safe: acknowledge what is due."""
+        return [Send(*ack) for ack in self._acks.take_due(now)]
+
+    def everything(self) -> Changes:
+        """All that a successor must know, whether saved before or not."""
+        self._unsaved.take_all()
+        circuits = self._circuits
+        return Changes(
+            [(name, circuit.standing()) for name, circuit in circuits.items()],
+            sorted(event for history in self._histories.values() for event in history),
+            [(name, circuit.counts()) for name, circuit in circuits.items()],
+            [session.saved() for session in self._sessions.values()],
+            [],
+        )
 
     def receive(self, peer: Peer, message: Message, now: float) -> list[Send]:
         """Take one message that was decoded from what the peer's socket allows."""
-        sends = self._handlers[type(message)](message, peer, now)
-        if peer in self._acks and sends and sends[0].peer == peer:
-            return [*self._take_acks(peer), *sends]
-        return sends
+        return self._handlers[type(message)](message, peer, now)
 
     def undelivered(self, send: Send, now: float, *, gone: bool) -> list[Send]:
         """Take back what could not be sent: nobody was told, so it did not happen for anybody.
@@ -238,18 +264,20 @@ class Actor:
     def died(self, session: Session, now: float) -> list[Send]:
         """A session's process has ended without a word: what it held is lost."""
         del self._sessions[session.token]
+        self._unsaved.ended(session.token, now)
         if session.peer is not None:
             self._disconnect(session.peer)
         sends: list[Send] = []
         for held in self._held_by(session).values():
             self._take_back(held)
             held.circuit.abandon(held.permit, now)
+            self._unsaved.counted(held.circuit, now)
             sends += self._follow(held.circuit, self._next_operation(), now)
         return sends
 
     def last_words(self) -> list[Send]:
-        """The acknowledgements still held back, for a manager that is about to end."""
-        return [send for peer in list(self._acks) for send in self._take_acks(peer)]
+        """What is still held back, for a manager that has saved all and is about to end."""
+        return [Send(*ack) for ack in self._acks.take_all()]
 
     def check(self) -> None:
         """Assert what is true between any two calls. For tests."""
@@ -263,6 +291,8 @@ class Actor:
             assert session.peer == peer
         for name in self._names:
             assert set(self._leases.holders(name)) <= set(self._connected)
+        self._acks.check()
+        assert self._absent <= set(self._sessions)
         for circuit in self._circuits.values():
             circuit.check()
             deadline = circuit.next_deadline
@@ -274,19 +304,23 @@ class Actor:
         if not message.lowest <= PROTOCOL <= message.highest:
             text = f"this manager speaks protocol {PROTOCOL} only"
             return self._refuse(peer, message, ErrorCode.WRONG_PROTOCOL, text)
-        reports = 0
+        clock, lease = to_micros(now), to_micros(LEASE)
+        welcome = Welcome(message.request, PROTOCOL, self.epoch, self.origin, clock, 0, lease)
         if peer.socket == DATA:
             session = self._sessions.get(message.session)
             if session is None:
-                session = self._sessions[message.session] = Session(message)
+                greeted = SavedSession(message.session, message.pid, message.started)
+                session = self._sessions[message.session] = Session(greeted)
+            self._absent.discard(message.session)
             for stale in (peer, session.peer):
                 if stale is not None:
                     self._disconnect(stale)
             session.peer = peer
             self._connected[peer] = session
-            reports = session.reports
-        clock, lease = to_micros(now), to_micros(LEASE)
-        welcome = Welcome(message.request, PROTOCOL, self.epoch, clock, reports, lease)
+            welcome = welcome._replace(reports=session.reports)
+            if self._unsaved.has_reports_of(session):  # which this acknowledges
+                self._acks.add_last(peer, welcome, now)
+                return []
         return [Send(peer, welcome)]
 
     def _disconnect(self, peer: Peer) -> None:
@@ -296,7 +330,7 @@ class Actor:
             self._fall_silent(peer)
 
     def _fall_silent(self, peer: Peer) -> None:
-        self._acks.pop(peer, None)
+        self._acks.drop(peer)
         self._leases.drop(peer)
 
     def _goodbye(self, message: Goodbye, peer: Peer, now: float) -> list[Send]:
@@ -305,6 +339,7 @@ class Actor:
             return self._no_session(peer, message)
         self._disconnect(peer)
         del self._sessions[session.token]
+        self._unsaved.ended(session.token, now)
         sends: list[Send] = []
         for held in self._held_by(session).values():
             sends += self._give_back(held, now)
@@ -322,6 +357,7 @@ class Actor:
             circuit = Circuit(message.name, message.config or CircuitConfig(), now)
             self._circuits[message.name] = circuit
             bisect.insort(self._names, message.name)
+            self._unsaved.stands(circuit)
         elif message.config is not None and circuit.configure(message.config):
             state, generation = circuit.state, circuit.generation
             change = Transition(state, state, "config", generation, now)
@@ -352,6 +388,7 @@ class Actor:
         leased = self._leases.grant(peer, circuit, now)
         leases = [] if leased is None else [Send(peer, leased)]
         if isinstance(permit, Rejection):
+            self._unsaved.counted(circuit, now)
             return [Send(peer, Rejected(message.request, operation, *permit)), *leases]
         deadline = None
         if permit.deadline is not None:
@@ -368,8 +405,9 @@ class Actor:
         if session is None:
             return self._no_session(peer, message)
         if message.number != session.reports + 1:
-            return self._wrong_number(session, peer, message)
+            return self._wrong_number(session, peer, message, now)
         session.reports = message.number
+        self._unsaved.reported(session, now)
         match message:
             case Report():
                 return self._report(message, session, peer, now)
@@ -384,52 +422,45 @@ class Actor:
         held = self._permits.get(message.permit)
         if held is None or held.circuit.name != message.name:
             text = f"permit {message.permit} of {message.name!r} is not out"
-            return self._refuse(peer, message, ErrorCode.UNKNOWN_PERMIT, text)
+            return self._refuse_taken(peer, message, ErrorCode.UNKNOWN_PERMIT, text, now)
         if held.session is not session:
             text = f"permit {message.permit} was issued to process {held.session.pid}"
-            return self._refuse(peer, message, ErrorCode.FOREIGN_PERMIT, text)
+            return self._refuse_taken(peer, message, ErrorCode.FOREIGN_PERMIT, text, now)
         self._take_back(held)
+        self._unsaved.counted(held.circuit, now)
         operation = self._next_operation()
         duration = to_seconds(message.duration)
         verdict = held.circuit.report(held.permit, message.outcome, now, duration, message.error)
-        changes: list[Send] = []
-        if held.permit.deadline is not None or held.circuit.changed:  # mostly neither
-            changes = self._follow(held.circuit, operation, now)
-        return self._answer(message, peer, operation, verdict, changes, now)
+        self._acknowledge(message, peer, operation, verdict, now)
+        if held.permit.deadline is None and not held.circuit.changed:
+            return []  # as mostly
+        return self._follow(held.circuit, operation, now)
 
     def _report_leased(self, message: Report, peer: Peer, now: float) -> list[Send]:
-        """Take the outcome of a call that needs no permit, because it ran under a lease.
+        """Take the outcome of a call that needs no permit: it ran under a lease.
 
-        Or one that an earlier manager admitted: to us it is the same, only of no generation.
+        Or a predecessor admitted it, which is the same; its probes are stale.
         """
         circuit = self._circuits.get(message.name)
         if circuit is None:
-            return self._unknown_circuit(peer, message, message.name)
+            return self._lost_circuit(peer, message, now)
+        self._unsaved.counted(circuit, now)
         operation = self._next_operation()
-        generation = message.generation if message.epoch == self.epoch else 0
+        generation = self._generation(message)
         duration = to_seconds(message.duration)
         verdict = circuit.report_leased(generation, message.outcome, now, duration, message.error)
-        changes = self._follow(circuit, operation, now)
-        return self._answer(message, peer, operation, verdict, changes, now)
+        self._acknowledge(message, peer, operation, verdict, now)
+        return self._follow(circuit, operation, now)
 
-    def _answer(
-        self,
-        report: Report,
-        peer: Peer,
-        operation: int,
-        verdict: Verdict,
-        changes: list[Send],
-        now: float,
-    ) -> list[Send]:
-        acks = self._acknowledge(peer, Reported(report.number, operation, verdict), now)
-        if report.outcome is not Outcome.FAILURE:
-            return [*acks, *changes]
-        # A failure has suspended the lease. It is answered at once, and not before the news.
-        *before, last = acks or self._take_acks(peer)
-        return [*before, *changes, last]
+    def _acknowledge(
+        self, report: Report, peer: Peer, operation: int, verdict: Verdict, now: float
+    ) -> None:
+        # A failure has suspended its process's lease, and is answered as soon as it is saved.
+        answer = Reported(report.number, operation, verdict)
+        self._acks.add(peer, answer, now, urgent=report.outcome is Outcome.FAILURE)
 
     def _batch(self, message: Batch, peer: Peer, now: float) -> list[Send]:
-        generation = message.generation if message.epoch == self.epoch else 0
+        generation = self._generation(message)
         successes, neutral, rejected = message.successes, message.neutral, message.rejected
         totals = Totals(successes, 0, neutral, rejected, _seconds(message.durations), None)
         return self._report_totals(message, totals, generation, peer, now)
@@ -439,48 +470,57 @@ class Actor:
         totals = Totals(successes, failures, neutral, rejected, _seconds(micros), last_error)
         return self._report_totals(message, totals, 0, peer, now)
 
+    def _generation(self, message: Report | Batch) -> int:
+        """What a report says of it; 0 where generations have been counted anew since."""
+        return message.generation if self.origin <= message.epoch <= self.epoch else 0
+
     def _report_totals(
         self, message: Batch | Missed, totals: Totals, generation: int, peer: Peer, now: float
     ) -> list[Send]:
         circuit = self._circuits.get(message.name)
         if circuit is None:
-            return self._unknown_circuit(peer, message, message.name)
+            return self._lost_circuit(peer, message, now)
+        self._unsaved.counted(circuit, now)
         verdict = circuit.report_totals(totals, now, generation)
         answer = Reported(message.number, self._next_operation(), verdict)
-        return self._acknowledge(peer, answer, now, batch=type(message) is Batch)
+        self._acks.add(peer, answer, now, batch=type(message) is Batch, urgent=False)
+        return []
 
-    def _acknowledge(
-        self, peer: Peer, answer: Reported, now: float, *, batch: bool = False
+    def _lost_circuit(self, peer: Peer, message: Report | Batch | Missed, now: float) -> list[Send]:
+        text = f"no circuit {message.name!r}"
+        return self._refuse_taken(peer, message, ErrorCode.UNKNOWN_CIRCUIT, text, now)
+
+    def _refuse_taken(
+        self, peer: Peer, message: Report | Batch | Missed, code: ErrorCode, text: str, now: float
     ) -> list[Send]:
-        """Answer a report, but not at once: it can mostly go with the next call's Granted."""
-        acks = self._acks.get(peer)
-        if acks is None:
-            acks = self._acks[peer] = _Acks(now + ACK_DELAY)
-        acks.add(answer, batch=batch)
-        return self._take_acks(peer) if acks.reports >= ACKS_TOGETHER else []
-
-    def _take_acks(self, peer: Peer) -> list[Send]:
-        acks = self._acks.pop(peer, None)
-        return [] if acks is None else [Send(peer, message) for message in acks.messages]
+        """Refuse a report that has taken its number, which acknowledges those before it."""
+        for send in self._refuse(peer, message, code, text):
+            self._acks.add_last(peer, send.message, now)
+        return []
 
     def _sync(self, message: Sync, peer: Peer, now: float) -> list[Send]:
         if peer not in self._connected:
             return self._no_session(peer, message)
-        return [Send(peer, Synced(message.request, self._next_operation()))]
+        synced = Synced(message.request, self._next_operation())
+        if peer not in self._acks:
+            return [Send(peer, synced)]
+        self._acks.add_last(peer, synced, now)
+        return []
 
     def _wrong_number(
-        self, session: Session, peer: Peer, message: Report | Batch | Missed
+        self, session: Session, peer: Peer, message: Report | Batch | Missed, now: float
     ) -> list[Send]:
         expected = session.reports + 1
         if message.number < expected:
             text = f"report {message.number} was taken in before"
-            return self._refuse(peer, message, ErrorCode.DUPLICATE_REPORT, text)
+            return self._refuse_taken(peer, message, ErrorCode.DUPLICATE_REPORT, text, now)
         text = f"report {message.number} came where {expected} was expected"
         return self._refuse(peer, message, ErrorCode.OUT_OF_ORDER, text)
 
     def _give_back(self, held: _Held, now: float) -> list[Send]:
         self._take_back(held)
         held.circuit.report(held.permit, Outcome.NEUTRAL, now)
+        self._unsaved.counted(held.circuit, now)
         return self._follow(held.circuit, self._next_operation(), now)
 
     def _held_by(self, session: Session) -> dict[int, _Held]:
@@ -566,8 +606,16 @@ class Actor:
         old, new, cause, generation, at = change
         when = datetime.fromtimestamp(at + self.utc_offset, timezone.utc)
         event = Event(self._version, operation, circuit.name, old, new, cause, generation, when)
-        self._events.append(event)
+        self._remember(event)
+        self._unsaved.stands(circuit, event)
         return [Send(peer, event) for peer in self._subscribers]
+
+    def _remember(self, event: Event) -> None:
+        self._events.append(event)
+        history = self._histories.get(event.name)
+        if history is None:
+            history = self._histories[event.name] = deque(maxlen=HISTORY)
+        history.append(event)
 
     def _arm(self, circuit: Circuit) -> None:
         deadline = circuit.next_deadline

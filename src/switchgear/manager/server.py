@@ -38,8 +38,10 @@ from ..wire import (
     decode,
     encode,
 )
-from .actor import CONTROL, DATA, Actor, Peer, Send
+from .actor import Actor, Send
+from .journal import Journal
 from .peers import Peers
+from .sessions import CONTROL, DATA, Peer
 
 log = logging.getLogger("switchgear.manager")
 
@@ -52,6 +54,8 @@ _POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is cal
 _CLOCK_SLACK: Final = 0.01  # seconds the wall clock may drift before timestamps follow it
 _GRACE: Final = 0.001  # seconds for what a process sent before its end; see _bury
 _GRACE_MAX: Final = 0.005  # where there is always more to read
+_REST: Final = 50  # times as long as the journal took, others have their turn; but never more than
+_REST_MAX: Final = 0.25  # seconds, because leases are renewed by what waits for it
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)  # a plain int: see transport
 _GREETINGS: Final = frozenset({Hello, Goodbye})
@@ -80,6 +84,9 @@ class Server:
         _raise_file_limit()
         now = time.monotonic()
         self._actor = Actor(time.time_ns() // 1000, os.getpid(), time.time() - now)
+        self._journal = Journal(address.journal_path)
+        self._rests_until = 0.0  # the journal does, while there is something else to do
+        self._resume(now)
         self._context = zmq.Context(io_threads=1)
         self._sockets = (self._bind(address.data_path), self._bind(address.control_path))
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -93,6 +100,18 @@ class Server:
         self._poll = select.poll()  # and not zmq.Poller, which asks each socket several times over
         for fd in (*self._descriptors, *self._ends, self._peers.fileno()):
             self._poll.register(fd, select.POLLIN)
+
+    def _resume(self, now: float) -> None:
+        """Go on where a predecessor stood, if there was one."""
+        saved = self._journal.open(self._actor.utc_offset)
+        if saved is not None:
+            self._actor.restore(saved, now)
+            log.info("goes on with %d circuits of manager %d", len(saved.circuits), saved.epoch)
+        self._begin_journal()
+
+    def _begin_journal(self) -> None:
+        actor = self._actor
+        self._journal.begin(actor.epoch, actor.origin, actor.utc_offset, actor.everything())
 
     def serve(self, ready: Callable[[], None] = lambda: None) -> None:
         """Run until a signal, a Shutdown message or a descriptor of `until` says to end.
@@ -122,6 +141,25 @@ class Server:
                 self._take(socket, now)
         if self._ended:
             self._bury(now)
+        self._save(now)
+
+    def _save(self, now: float) -> None:
+        """Save what is to be saved by now, and acknowledge what that was waited for.
+
+        Somebody may wait for it, but others for their turn: as long as there is more to read, it
+        takes no more than a small share of the time.
+        """
+        retry_at = self._journal.retry_at
+        if retry_at is not None and retry_at <= now and self._journal.reopen(now):
+            self._begin_journal()
+        save_by = self._actor.save_by
+        if save_by is None or save_by > now or (self._unread and now < self._rests_until):
+            return
+        began = time.monotonic()
+        self._journal.write(self._actor.save())
+        ended = time.monotonic()
+        self._rests_until = ended + min(_REST * (ended - began), _REST_MAX)
+        self._send(self._actor.saved(now), now)
 
     def _wait(self) -> None:
         """Until something has arrived, a deadline has come, or it is time to end."""
@@ -129,13 +167,15 @@ class Server:
         if self._ended:
             burial = self._ended[0][0] + _GRACE
             deadline = burial if deadline is None else min(deadline, burial)
+        if (retry_at := self._journal.retry_at) is not None:
+            deadline = retry_at if deadline is None else min(deadline, retry_at)
         if self._unread:
             timeout = 0
         elif deadline is None:
             timeout = None
         else:
             # Rounded up: waking a little early would only mean to wait again.
-            timeout = max(0, int((deadline - time.monotonic()) * 1000) + 1)
+            timeout = max(0, int((deadline - time.monotonic()) * 1000 + 1))
             timeout = min(timeout, _POLL_MAX_MS)
         for fd, _ in self._poll.poll(timeout):
             if fd in self._ends:
@@ -179,8 +219,10 @@ class Server:
     def _handle(
         self, peer: Peer, frames: list[bytes], now: float, first: zmq.Frame | None = None
     ) -> None:
+        sends: list[Send] = []
         for frame in frames[:MAX_FRAMES]:
-            self._send(self._answer(peer, frame, now, first), now)
+            sends += self._answer(peer, frame, now, first)
+        self._send(sends, now)
 
     def _answer(
         self, peer: Peer, frame: bytes, now: float, first: zmq.Frame | None = None
@@ -234,6 +276,8 @@ class Server:
         """Send all; what goes to one peer in a row goes as one ZeroMQ message."""
         if not sends:
             return
+        if self._actor.news:  # nobody is told what a crash could still forget
+            self._journal.write(self._actor.take_news())
         for peer, group in itertools.groupby(sends, key=_peer_of):
             batch = list(group)
             failed = self._try_send(peer, batch)
@@ -268,6 +312,7 @@ class Server:
         while (now := time.monotonic()) < limit:
             if not self._take(CONTROL, now) + self._take(DATA, now) and not arrival.poll(_QUIET_MS):
                 break
+        self._journal.write(self._actor.save())
         self._send(self._actor.last_words(), now)
 
     def _correct_clock(self, now: float) -> None:
@@ -305,6 +350,7 @@ class Server:
     def _close(self) -> None:
         signal.set_wakeup_fd(-1)
         self._peers.close()
+        self._journal.close()
         for socket in self._sockets:
             socket.close()
         self._context.term()

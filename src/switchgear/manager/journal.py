@@ -1,0 +1,350 @@
+"""What must survive a kill, in a SQLite file next to the sockets.
+
+A commit hands the data to the kernel and waits for no disk: it survives the death of this process,
+whatever kills it, but not that of the machine. After a boot the file is used if it is sound; the
+instants in it are moved to the new monotonic clock, and no client of then is left.
+
+SQLite's errors end here. A file that cannot be used is put aside and said so, and one that cannot
+be written is done without until it can: a breaker that forgets is better than none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import json
+import logging
+import os
+import sqlite3
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from ..circuit import Counts, Standing, Totals
+from ..config import CircuitConfig, check_name
+from ..errors import ConfigError, ProtocolError
+from ..states import State
+from ..wire import FROM_CONTROL, Event, decode, encode
+from .sessions import SavedSession
+from .unsaved import HISTORY, Changes, Saved
+
+log = logging.getLogger("switchgear.manager")
+
+FORMAT: Final = 1  # of the file; another one is not read
+_LOCK_PATIENCE: Final = 1.0  # seconds that somebody else may hold the file, to look at it
+_RETRY: Final = 1.0  # seconds until a file that could not be written is tried again, then
+_RETRY_MAX: Final = 30.0  # twice as long each time, up to this
+
+_SCHEMA: Final = f"""
+    CREATE TABLE life (
+        boot TEXT NOT NULL, utc_offset REAL NOT NULL,
+        epoch INTEGER NOT NULL, origin INTEGER NOT NULL);
+    CREATE TABLE circuits (
+        name TEXT NOT NULL PRIMARY KEY,
+        config TEXT NOT NULL, state TEXT NOT NULL, generation INTEGER NOT NULL,
+        half_open_at REAL, state_changed_at REAL NOT NULL,
+        closed INTEGER NOT NULL, opened INTEGER NOT NULL, half_opened INTEGER NOT NULL,
+        counted_generation INTEGER, consecutive_successes INTEGER, consecutive_failures INTEGER,
+        successes INTEGER, failures INTEGER, neutral INTEGER, rejected INTEGER,
+        permits_lost INTEGER, stale_reports INTEGER,
+        last_error TEXT, last_error_at REAL, durations BLOB);
+    CREATE TABLE sessions (
+        token BLOB NOT NULL PRIMARY KEY,
+        pid INTEGER NOT NULL, started INTEGER NOT NULL, reports INTEGER NOT NULL) WITHOUT ROWID;
+    CREATE TABLE events (
+        name TEXT NOT NULL, slot INTEGER NOT NULL,
+        version INTEGER NOT NULL, message BLOB NOT NULL,
+        PRIMARY KEY (name, slot)) WITHOUT ROWID;
+    PRAGMA user_version = {FORMAT};
+"""
+_STANDING: Final = """
+    INSERT INTO circuits (name, config, state, generation, half_open_at, state_changed_at,
+        closed, opened, half_opened)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (name) DO UPDATE SET config = excluded.config, state = excluded.state,
+        generation = excluded.generation, half_open_at = excluded.half_open_at,
+        state_changed_at = excluded.state_changed_at, closed = excluded.closed,
+        opened = excluded.opened, half_opened = excluded.half_opened
+"""
+_COUNTS: Final = """
+    UPDATE circuits SET counted_generation = ?, consecutive_successes = ?,
+        consecutive_failures = ?, successes = ?, failures = ?, neutral = ?, rejected = ?,
+        permits_lost = ?, stale_reports = ?, last_error = ?, last_error_at = ?, durations = ?
+    WHERE name = ?
+"""
+_EVENT: Final = "INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?)"
+_SESSION: Final = "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?)"
+
+
+class _UnusableError(Exception):
+    """Why a file is of no use, to follow its name."""
+
+
+class Journal:
+    """One manager's file. Not thread-safe.
+
+    Args:
+        path: Where it is, or is to be.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._db: sqlite3.Connection | None = None  # None: it is done without
+        self._life: tuple[int, int] = (0, 0)  # epoch and origin
+        self._slots: dict[str, Iterator[int]] = {}  # where a circuit's next event goes
+        self._retry_at = 0.0
+        self._patience = _RETRY
+
+    def open(self, utc_offset: float) -> Saved | None:
+        """Open the file and read what a predecessor has left; None: nothing that can be used.
+
+        Args:
+            utc_offset: What to add to a time on our clock to get seconds of Unix time.
+
+        Raises:
+            ConfigError: Another program has it locked, or it is out of our reach.
+        """
+        try:
+            self._db = self._connect()
+            return _read(self._db, utc_offset)
+        except sqlite3.Error as error:
+            if _says(error, "locked"):
+                raise ConfigError(
+                    f"another program has the journal {self._path} locked; end that program"
+                ) from error
+            if _says(error, "unable to open", "readonly"):
+                raise ConfigError(f"cannot open the journal {self._path}: {error}") from error
+            if _says(error, "full", "disk I/O"):
+                self._give_up(error)
+                return None
+            reason = f"is damaged ({error})"
+        except _UnusableError as error:
+            reason = str(error)
+        self._put_aside(reason)
+        try:
+            self._db = self._connect()
+        except sqlite3.Error as error:
+            self._give_up(error)
+        return None
+
+    def begin(self, epoch: int, origin: int, utc_offset: float, everything: Changes) -> None:
+        """Begin this life of the manager with all that is to be known of it so far.
+
+        Args:
+            epoch: Its epoch.
+            origin: That of the first manager in its line.
+            utc_offset: As in `open`.
+            everything: What the file says from now on.
+        """
+        self._slots.clear()
+        life = (_boot(), utc_offset, epoch, origin)
+
+        def write(db: sqlite3.Connection) -> None:
+            for table in ("life", "circuits", "sessions", "events"):
+                db.execute(f"DELETE FROM {table}")
+            db.execute("INSERT INTO life VALUES (?, ?, ?, ?)", life)
+            self._write(db, everything)
+
+        self._commit(write)
+
+    def write(self, changes: Changes) -> None:
+        """Write some changes, all or none; they are safe when this returns.
+
+        Unless the file cannot be written: then nothing is, until `reopen` and another `begin`.
+        """
+        if any(changes):
+            self._commit(lambda db: self._write(db, changes))
+
+    @property
+    def retry_at(self) -> float | None:
+        """When to `reopen` the file, because it could not be written; None: it is."""
+        return self._retry_at if self._db is None else None
+
+    def reopen(self, now: float) -> bool:
+        """Try again; False: in vain."""
+        self._retry_at = now + self._patience
+        self._patience = min(2 * self._patience, _RETRY_MAX)
+        try:
+            self._db = self._connect()
+        except (sqlite3.Error, ConfigError, _UnusableError):
+            return False
+        self._patience = _RETRY
+        log.warning("the journal %s is written again", self._path)
+        return True
+
+    def close(self) -> None:
+        """Close the file: all that was written is in it, and nothing beside it."""
+        if self._db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
+
+    def _connect(self) -> sqlite3.Connection:
+        _create(self._path)
+        db = sqlite3.connect(self._path, timeout=_LOCK_PATIENCE, isolation_level=None)
+        try:
+            # Alone with it, we need no shared memory beside it; and nobody can lock us out later.
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = OFF")
+            found = db.execute("PRAGMA user_version").fetchone()[0]
+            if found == 0 and not db.execute("SELECT name FROM sqlite_master").fetchone():
+                db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+            elif found != FORMAT:
+                raise _UnusableError(f"is of format {found}, and this manager reads {FORMAT}")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _commit(self, write: Callable[[sqlite3.Connection], None]) -> None:
+        if self._db is None:
+            return
+        try:
+            self._db.execute("BEGIN")
+            write(self._db)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _write(self, db: sqlite3.Connection, changes: Changes) -> None:
+        standings, events, counts, sessions, ended = changes
+        db.executemany(_STANDING, [_standing_row(*each) for each in standings])
+        db.executemany(_EVENT, [self._event_row(event) for event in events])
+        db.executemany(_COUNTS, [_counts_row(*each) for each in counts])
+        db.executemany(_SESSION, sessions)
+        db.executemany("DELETE FROM sessions WHERE token = ?", [(token,) for token in ended])
+
+    def _event_row(self, event: Event) -> tuple[object, ...]:
+        slots = self._slots.get(event.name)
+        if slots is None:
+            slots = self._slots[event.name] = itertools.cycle(range(HISTORY))
+        return event.name, next(slots), event.version, encode(event)
+
+    def _give_up(self, error: sqlite3.Error) -> None:
+        self.close()
+        self._retry_at = time.monotonic() + self._patience
+        log.error(
+            "cannot write the journal %s (%s): what happens from now on is lost with this manager, "
+            "until it can be written again",
+            self._path,
+            error,
+        )
+
+    def _put_aside(self, reason: str) -> None:
+        """Keep a file that is of no use, with what was not yet moved into it."""
+        aside = f"{self._path}.{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self._path + suffix, aside + suffix)
+        log.error(
+            "the journal %s %s: it is kept as %s, and every circuit begins anew",
+            self._path,
+            reason,
+            aside,
+        )
+
+
+def _create(path: str) -> None:
+    """Have a file there that is nobody else's to read."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:  # sqlite says so too, and without is better than not at all
+            raise ConfigError(f"cannot open the journal {path}: {error.strerror}") from error
+
+
+def _says(error: sqlite3.Error, *texts: str) -> bool:
+    # By its text: Python 3.10 does not tell the code.
+    return any(text in str(error) for text in texts)
+
+
+def _boot() -> str:
+    """Which life of the machine this is: another one has another monotonic clock."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+    return ""
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+def _standing_row(name: str, standing: Standing) -> tuple[object, ...]:
+    config, state, generation, half_open_at, state_changed_at, entries = standing
+    text = json.dumps(asdict(config))
+    return name, text, state.value, generation, half_open_at, state_changed_at, *entries
+
+
+def _counts_row(name: str, counts: Counts) -> tuple[object, ...]:
+    generation, successes_in_a_row, failures_in_a_row, totals, lost, stale, last_error_at = counts
+    return (
+        *(generation, successes_in_a_row, failures_in_a_row),
+        *(totals.successes, totals.failures, totals.neutral, totals.rejected),
+        *(lost, stale, totals.last_error, last_error_at),
+        *(array("d", totals.durations).tobytes(), name),
+    )
+
+
+def _read(db: sqlite3.Connection, utc_offset: float) -> Saved | None:
+    """What is in the file, its instants on our clock; None: nothing yet."""
+    damage = db.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if damage != "ok":
+        raise _UnusableError(f"is damaged ({damage})")
+    life = db.execute("SELECT boot, utc_offset, epoch, origin FROM life").fetchone()
+    if life is None:
+        return None
+    boot, their_utc_offset, epoch, origin = life
+    same_boot = boot == _boot()
+    shift = 0.0 if same_boot else their_utc_offset - utc_offset
+    try:
+        circuits = {row[0]: _circuit(row, shift) for row in db.execute("SELECT * FROM circuits")}
+        sessions = [SavedSession(*row) for row in db.execute("SELECT * FROM sessions")]
+        rows = db.execute("SELECT message FROM events ORDER BY version")
+        events = [_event(frame) for (frame,) in rows]
+    except (TypeError, ValueError, ProtocolError) as error:
+        raise _UnusableError(f"is damaged ({error})") from error
+    return Saved(epoch, origin, circuits, sessions if same_boot else [], events)
+
+
+def _circuit(row: tuple[Any, ...], shift: float) -> tuple[Standing, Counts | None]:
+    name, config, state, generation, half_open_at, changed_at, *entries = row[:9]
+    check_name(name)
+    standing = Standing(
+        CircuitConfig(**json.loads(config)),
+        State(state),
+        generation,
+        _moved(half_open_at, shift),
+        changed_at + shift,
+        (entries[0], entries[1], entries[2]),
+    )
+    if (standing.state is State.OPEN) != (half_open_at is not None):
+        raise ValueError(f"{name!r} is {state}, and half-open at {half_open_at}")
+    counted, successes_in_a_row, failures_in_a_row, *counts = row[9:]
+    if counted is None:
+        return standing, None
+    successes, failures, neutral, rejected, lost, stale, error, error_at, durations = counts
+    totals = Totals(successes, failures, neutral, rejected, array("d", durations), error)
+    return standing, Counts(
+        generation=counted,
+        consecutive_successes=successes_in_a_row,
+        consecutive_failures=failures_in_a_row,
+        totals=totals,
+        permits_lost=lost,
+        stale_reports=stale,
+        last_error_at=_moved(error_at, shift),
+    )
+
+
+def _moved(at: float | None, shift: float) -> float | None:
+    return None if at is None else at + shift
+
+
+def _event(frame: bytes) -> Event:
+    message = decode(frame, FROM_CONTROL)
+    if not isinstance(message, Event):
+        raise TypeError(f"{type(message).__name__} where an Event was expected")
+    return message
