@@ -476,6 +476,14 @@ class Circuit:
             self.last_error,
         )
 
+    def take_totals(self) -> Totals:
+        """Hand over what `totals` says, and count from zero."""
+        totals = self.totals()
+        self._totals = [0, 0, 0]
+        self._total_rejected = 0
+        self._window = LatencyWindow()
+        return totals
+
     def standing(self) -> Standing:
         """What a successor must know before anybody is told what happened."""
         closed, opened, half_opened = (self._entries[state] for state in State)

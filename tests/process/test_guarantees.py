@@ -470,7 +470,7 @@ def test_g9_a_call_that_comes_in_the_middle_of_a_turn_is_answered(manager: sg.Ma
         threads.append(thread)
         eventually(lambda: link._inbox)
 
-    link = Link(Address.parse(manager.address), {"service": Gate()}, call_meanwhile)
+    link = Link(Address.parse(manager.address), {"service": Gate()}, call_meanwhile, lambda: None)
     try:
         link.declare("service", None)
         assert link.subscribe(5.0)

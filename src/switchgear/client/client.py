@@ -208,8 +208,8 @@ class Client:
         Raises:
             ManagerUnavailableError: It did not within `timeout` seconds; nothing is lost by that.
         """
-        link = self._link
-        if link is not None and link.pid == os.getpid() and not link.flush(timeout):
+        link = self._told_link()
+        if link is not None and not link.flush(timeout):
             raise ManagerUnavailableError(self.address)
 
     def on_state_change(self, name: str, handler: Handler) -> Callable[[], None]:
@@ -244,8 +244,9 @@ class Client:
     def disconnect(self) -> None:
         """Close the connection of this process; the next use opens another one."""
         with self._starting:
-            link, self._link = self._link, None
-            if link is None or link.pid != os.getpid():
+            link = self._told_link()
+            self._link = None
+            if link is None:
                 return
             if self._dispatcher is not None:
                 self._dispatcher.close()
@@ -278,7 +279,7 @@ class Client:
                 self._close_gates()
             _close_at_exit()
             self._dispatcher = Dispatcher(self._handlers)
-            link = Link(place, self._gates, self._dispatcher.put)
+            link = Link(place, self._gates, self._dispatcher.put, self.standby.end)
             for name, config in list(self._configs.items()):
                 link.declare(name, config)
             if self._handlers:
@@ -289,6 +290,15 @@ class Client:
     def config_of(self, name: str) -> CircuitConfig:
         """A circuit's configuration, as far as this process knows."""
         return self.gate(name).config or self._configs.get(name) or CircuitConfig()
+
+    def _told_link(self) -> Link | None:
+        """The connection, if this process has one, and all that was counted here is given to it."""
+        link = self._link
+        if link is None or link.pid != os.getpid():
+            return None
+        if self.standby.active:
+            self.standby.tell()
+        return link
 
     def _hand_over(self, name: str, totals: Totals) -> None:
         link = self._link
@@ -317,6 +327,7 @@ class Client:
         name: str = "",
     ) -> M:
         link = self.link()
+        self._told_link()
         answer = None if link is None else link.ask(build, CONTROL_TIMEOUT, circuits)
         if isinstance(answer, expected):
             return answer

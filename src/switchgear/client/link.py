@@ -56,7 +56,7 @@ _FLUSH_MAX: Final = 0.5  # seconds, because what is sent renews the leases
 _NAP_MS: Final = 4  # how long the I/O thread leaves the sockets to busy callers
 _QUEUE: Final = 100_000  # messages that may wait for a manager that does not read
 _RECONNECT_MS: Final = 10  # the first try; then twice as long each time, up to
-_RECONNECT_MAX_MS: Final = 200
+_RECONNECT_MAX_MS: Final = 50
 _POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is called again
 _LINGER_MS: Final = 200  # for what is still on its way when the link closes
 
@@ -95,6 +95,7 @@ class Link:
         address: The manager's.
         gates: Where leases are put, by circuit; the owner adds to it.
         on_events: Called in a turn with the events that came, in order; must not block.
+        on_return: Called in a turn when a manager answers again; must not block.
     """
 
     def __init__(
@@ -102,10 +103,12 @@ class Link:
         address: Address,
         gates: Mapping[str, Gate],
         on_events: Callable[[list[Event]], None],
+        on_return: Callable[[], None],
     ) -> None:
         self.pid = os.getpid()
         self._address = address
         self._on_events = on_events
+        self._on_return = on_return
         self._gates = gates
         self._session = Session(secrets.token_bytes(16), self.pid, gates, self, start_of())
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
@@ -576,3 +579,4 @@ class Link:
                 log.warning("the manager at %s does not answer", self._address)
             else:
                 log.warning("the manager at %s answers again", self._address)
+                self._on_return()

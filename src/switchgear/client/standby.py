@@ -35,7 +35,7 @@ class Standby:
         self.active = False
         self._hand_over = hand_over
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may come to us out of anything here
         self._circuits: dict[str, Circuit] = {}
         self._numbers = itertools.count(1)
 
@@ -76,13 +76,23 @@ class Standby:
         self._hand_over(circuit.name, Totals.of(outcome, duration, error))
         return Verdict.STALE
 
+    def tell(self) -> None:
+        """Hand over what was counted so far, and go on."""
+        self._tell(self._circuits)
+
     def end(self) -> None:
         """The manager is back: tell it what was counted, and leave the deciding to it."""
         with self._lock:
             ended, self._circuits = self._circuits, {}
             self.active = False
-        for name, circuit in ended.items():
-            self._hand_over(name, circuit.totals())
+        self._tell(ended)
+
+    def _tell(self, circuits: dict[str, Circuit]) -> None:
+        with self._lock:
+            counted = {name: circuit.take_totals() for name, circuit in circuits.items()}
+        for name, totals in counted.items():
+            if any(totals[:4]):
+                self._hand_over(name, totals)
 
 
 class StandbyPermit:
