@@ -15,7 +15,9 @@ from typing import Final
 
 import call_cost
 import idle
+import journal
 import kills
+import manager_kills
 import msgpack
 import outage
 import overhead
@@ -31,7 +33,18 @@ from report import Results, Section, show, show_goals, write
 HERE: Final = Path(__file__).parent
 BENCHMARKS: Final = {
     module.__name__: module
-    for module in (call_cost, round_trip, throughput, scale, outage, kills, overhead, idle)
+    for module in (
+        call_cost,
+        round_trip,
+        throughput,
+        journal,
+        scale,
+        outage,
+        kills,
+        manager_kills,
+        overhead,
+        idle,
+    )
 }
 
 

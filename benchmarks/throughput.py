@@ -24,7 +24,15 @@ from switchgear.wire import KINDS, Acquire, Declare, Granted, Hello, Report, Rep
 CLIENTS, WINDOW = 2, 64
 GOAL: Final = 0.45
 NEVER: Final = 2**62  # a deadline
-STRICT: Final = (5, 2, 30_000_000, 1, 60_000_000, 0, 1)  # a configuration: ask for each call
+STRICT: Final = (
+    1_000_000_000,
+    2,
+    30_000_000,
+    1,
+    60_000_000,
+    0,
+    1,
+)  # a configuration: ask for each call
 
 
 def load_echo(address: str, seconds: float) -> int:
@@ -42,8 +50,14 @@ def load_echo(address: str, seconds: float) -> int:
     return served
 
 
-def load_manager(address: str, seconds: float) -> int:
-    """Keep a manager busy with Acquire and Report; how many of both it answered."""
+def load_manager(address: str, seconds: float, failing: int = NEVER) -> int:
+    """Keep a manager busy with Acquire and Report; how many of both it answered.
+
+    Args:
+        address: The manager's.
+        seconds: How long.
+        failing: One call in so many fails.
+    """
     acquire, report = KINDS[Acquire], KINDS[Report]
     granted = reported = 0
     with dealer(f"{address}.data") as socket:
@@ -59,7 +73,8 @@ def load_manager(address: str, seconds: float) -> int:
                 kind, number, operation, *_ = msgpack.unpackb(frame)
                 if kind == KINDS[Granted]:
                     granted += 1
-                    outcome = (report, granted, "bench", epoch, operation, 1, 0, 1, None)
+                    failed = int(granted % failing == 0)
+                    outcome = (report, granted, "bench", epoch, operation, 1, failed, 1, None)
                     socket.send(msgpack.packb(outcome))
                     socket.send(msgpack.packb((acquire, number + WINDOW, "bench", NEVER)))
                 elif kind == KINDS[Reported]:

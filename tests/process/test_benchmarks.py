@@ -15,7 +15,10 @@ import switchgear
 pytestmark = pytest.mark.process
 
 RUN = Path(__file__).parents[2] / "benchmarks" / "run.py"
-NAMES = {"call_cost", "round_trip", "throughput", "scale", "outage", "kills", "overhead", "idle"}
+NAMES = {
+    *("call_cost", "round_trip", "throughput", "journal", "scale", "outage", "kills"),
+    *("manager_kills", "overhead", "idle"),
+}
 
 
 @pytest.mark.timeout(180)
