@@ -26,7 +26,7 @@ from .errors import (
 )
 from .manager.process import Manager
 from .states import Outcome, State, Verdict
-from .stats import CircuitStats, MetricsSnapshot
+from .stats import CircuitStats, MetricsSnapshot, StateChange
 
 __version__ = "0.1.0"
 
@@ -49,6 +49,7 @@ __all__ = [
     "Permit",
     "ProtocolError",
     "State",
+    "StateChange",
     "TooManyRequestsError",
     "UnknownCircuitError",
     "Verdict",

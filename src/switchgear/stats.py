@@ -66,6 +66,27 @@ class CircuitStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StateChange:
+    """One step of a circuit: a change of its state, a reset, or another configuration.
+
+    Attributes:
+        version: Rises by one from step to step, over all circuits of a manager.
+        old: The state before.
+        new: The state after; the old one for another configuration, and the reset of a closed one.
+        cause: "failures", "timeout", "successes", "lost_permit", "reset" or "config".
+        generation: The circuit's after it.
+        at: When it was, UTC.
+    """
+
+    version: int
+    old: State
+    new: State
+    cause: str
+    generation: int
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MetricsSnapshot:
     """What one circuit has done so far. Latencies are seconds over the last 100 executed calls.
 

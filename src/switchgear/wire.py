@@ -24,12 +24,13 @@ from .circuit import CAUSES
 from .config import MAX_COUNT, MAX_SECONDS, CircuitConfig, Consistency, LostPermit, check_name
 from .errors import ConfigError, ProtocolError
 from .states import Outcome, State, Verdict
-from .stats import LATENCY_WINDOW, CircuitStats, MetricsSnapshot
+from .stats import LATENCY_WINDOW, CircuitStats, MetricsSnapshot, StateChange
 
 PROTOCOL: Final = 1  # the only version there is; negotiated in Hello and Welcome
 MAX_FRAME: Final = 64 * 1024  # bytes of one message
 MAX_FRAMES: Final = 64  # messages in one ZeroMQ message
 MAX_ERROR_CHARACTERS: Final = 512  # of the last error's text
+HISTORY: Final = 16  # changes of one circuit in one HistoryOf
 PAGE: Final = 24  # circuits in one Listed; 24 of the largest stay below MAX_FRAME
 
 _MAX_INTEGER: Final = 2**63 - 1
@@ -312,6 +313,17 @@ _metrics = _record(
         "p99_latency": _optional(_duration),
     },
 )
+_change = _record(
+    StateChange,
+    {
+        "version": _integer,
+        "old": _state,
+        "new": _state,
+        "cause": _cause,
+        "generation": _integer,
+        "at": _instant,
+    },
+)
 
 # What the annotations below are made of. A request's number is its sender's, and rises; an
 # operation's is the manager's, and rises with every decision it makes, whoever it was made for.
@@ -539,6 +551,21 @@ class MetricsOf(NamedTuple):
     metrics: Annotated[MetricsSnapshot, _metrics]
 
 
+class GetHistory(NamedTuple):
+    """Ask for the last changes of one circuit."""
+
+    request: Number
+    name: Name
+
+
+class HistoryOf(NamedTuple):
+    """Those, oldest first."""
+
+    request: Number
+    operation: Number
+    changes: Annotated[tuple[StateChange, ...], _array_of(_change, HISTORY)]
+
+
 class GetList(NamedTuple):
     """Ask for a page of circuits, sorted by name, from the first one after a name ("" for all)."""
 
@@ -616,7 +643,8 @@ Message = (
     Hello | Welcome | Error
     | Declare | Declared | Acquire | Granted | Rejected | Leased | Revoked
     | Report | Batch | Missed | Reported | Sync | Synced | Goodbye
-    | Ping | Pong | GetStats | StatsOf | GetMetrics | MetricsOf | GetList | ListOf
+    | Ping | Pong | GetStats | StatsOf | GetMetrics | MetricsOf | GetHistory | HistoryOf
+    | GetList | ListOf
     | Reset | ResetDone | Subscribe | Subscribed | Event | Shutdown | Stopping
 )  # fmt: skip
 
@@ -654,16 +682,30 @@ KINDS: Final[Mapping[type[Message], int]] = {
     Event: 42,
     Shutdown: 43,
     Stopping: 44,
+    GetHistory: 45,
+    HistoryOf: 46,
 }
 TO_DATA: Final = frozenset({Hello, Declare, Acquire, Report, Batch, Missed, Sync, Goodbye})
 FROM_DATA: Final = frozenset(
     {Welcome, Error, Declared, Granted, Rejected, Leased, Revoked, Reported, Synced}
 )
 TO_CONTROL: Final = frozenset(
-    {Hello, Ping, GetStats, GetMetrics, GetList, Reset, Subscribe, Shutdown}
+    {Hello, Ping, GetStats, GetMetrics, GetHistory, GetList, Reset, Subscribe, Shutdown}
 )
 FROM_CONTROL: Final = frozenset(
-    {Welcome, Error, Pong, StatsOf, MetricsOf, ListOf, ResetDone, Subscribed, Event, Stopping}
+    {
+        Welcome,
+        Error,
+        Pong,
+        StatsOf,
+        MetricsOf,
+        HistoryOf,
+        ListOf,
+        ResetDone,
+        Subscribed,
+        Event,
+        Stopping,
+    }
 )
 
 

@@ -142,7 +142,7 @@ def test_stats_as_json_has_every_field_of_stats_config_and_metrics(
     breaker.execute(int)
     trip(breaker)
     document = done_json("stats", "payments", *at)
-    assert set(document) == STATS | {"metrics"}
+    assert set(document) == STATS | {"metrics", "history"}
     assert set(document["config"]) == CONFIG
     assert set(document["metrics"]) == METRICS
     assert document["metrics"]["transitions"] == {"closed": 0, "open": 1, "half-open": 0}
@@ -160,6 +160,15 @@ def test_stats_as_json_has_every_field_of_stats_config_and_metrics(
     assert stats.retry_after <= document["retry_after"] <= 600.0
     assert document["config"]["open_timeout"] == 600.0
     assert document["metrics"]["max_latency"] == metrics.max_latency
+    (change,) = breaker.history()
+    assert (change.old, change.new, change.cause) == (sg.State.CLOSED, sg.State.OPEN, "failures")
+    assert document["history"] == [
+        {
+            **{"version": change.version, "generation": stats.generation, "cause": "failures"},
+            **{"old": "closed", "new": "open", "at": change.at.isoformat()},
+        }
+    ]
+    assert f"{change.at.isoformat()}  closed -> open  failures" in done("stats", "payments", *at)
 
 
 def test_stats_of_a_circuit_nobody_has_called_has_nothing_in_place_of_what_never_was(
@@ -328,7 +337,7 @@ def test_serve_announces_itself_once_it_answers_and_ends_with_0_on_a_signal(
         out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, out) == (0, b"")
         assert b"Traceback" not in err
-        assert [entry.name for entry in path.parent.iterdir()] == ["m.lock"]
+        assert {entry.name for entry in path.parent.iterdir()} == {"m.lock", "m.journal"}
     assert complaint(3, "list", "--address", address)
 
 

@@ -18,11 +18,12 @@ from switchgear.client.reports import One
 from switchgear.client.session import Answer, Grant, Session
 from switchgear.manager.actor import Actor, Send
 from switchgear.manager.sessions import CONTROL, DATA, Peer, SavedSession
-from switchgear.manager.unsaved import HISTORY, Changes, Saved
+from switchgear.manager.unsaved import Changes, Saved
 from switchgear.states import Outcome
 from switchgear.wire import (
     FROM_CONTROL,
     FROM_DATA,
+    HISTORY,
     TO_CONTROL,
     TO_DATA,
     Acquire,

@@ -22,7 +22,7 @@ from switchgear import wire
 from switchgear.circuit import CAUSES
 from switchgear.config import MAX_COUNT, MAX_NAME_BYTES, MAX_SECONDS, CircuitConfig
 from switchgear.states import Outcome, State, Verdict
-from switchgear.stats import LATENCY_WINDOW, CircuitStats, MetricsSnapshot
+from switchgear.stats import LATENCY_WINDOW, CircuitStats, MetricsSnapshot, StateChange
 from switchgear.wire import (
     FROM_CONTROL,
     FROM_DATA,
@@ -41,12 +41,14 @@ from switchgear.wire import (
     Error,
     ErrorCode,
     Event,
+    GetHistory,
     GetList,
     GetMetrics,
     GetStats,
     Goodbye,
     Granted,
     Hello,
+    HistoryOf,
     Leased,
     ListOf,
     Malformed,
@@ -121,6 +123,12 @@ QUIET = CircuitStats(
     retry_after=None,
     generation=1,
     config=CircuitConfig(),
+)
+CHANGES = (
+    StateChange(
+        version=11, old=State.CLOSED, new=State.OPEN, cause="failures", generation=2, at=AT
+    ),
+    StateChange(version=12, old=State.OPEN, new=State.CLOSED, cause="reset", generation=3, at=AT),
 )
 METRICS = MetricsSnapshot(
     requests_total=14,
@@ -216,6 +224,12 @@ GOLDEN: Final[tuple[tuple[Message, str], ...]] = (
         MetricsOf(3, 111, METRICS),
         "9423036f9d0e080603010293010203ce0007a120cd03e8ce017d7840ce0003d090c001",
     ),
+    (GetHistory(10, "payments"), "932d0aa87061796d656e7473"),
+    (
+        HistoryOf(10, 117, CHANGES),
+        "942e0a7592960b0001a86661696c7572657302cf00060a24181e4005960c0100a5726573657403cf00060a24181e4005",
+    ),
+    (HistoryOf(11, 118, ()), "942e0b7690"),
     (GetList(4, ""), "932404a0"),
     (GetList(5, "payments"), "932405a87061796d656e7473"),
     (
@@ -593,7 +607,7 @@ def test_what_has_no_kind_is_refused_as_malformed(frame: bytes) -> None:
         assert (wrong.kind, wrong.ref, wrong.code) == (0, 0, ErrorCode.MALFORMED)
 
 
-@pytest.mark.parametrize("kind", [0, 4, 9, 24, 29, 45, 127, 2**31, MAX_INTEGER])
+@pytest.mark.parametrize("kind", [0, 4, 9, 24, 29, 47, 127, 2**31, MAX_INTEGER])
 def test_an_unknown_kind_is_refused_with_its_number_and_its_request(kind: int) -> None:
     wrong = refusal(msgpack.packb((kind, 77)), frozenset(KINDS))
     assert (wrong.kind, wrong.ref, wrong.code) == (kind, 77, ErrorCode.UNKNOWN_KIND)
@@ -892,6 +906,15 @@ circuit_stats = st.builds(
     retry_after=st.none() | durations,
     config=configs,
 )
+state_changes = st.builds(
+    StateChange,
+    version=numbers,
+    old=st.sampled_from(State),
+    new=st.sampled_from(State),
+    cause=st.sampled_from(sorted(CAUSES)),
+    generation=numbers,
+    at=instants,
+)
 metrics_snapshots = st.builds(
     MetricsSnapshot,
     **dict.fromkeys(
@@ -937,6 +960,7 @@ BY_FIELD: Final[dict[str, st.SearchStrategy[Any]]] = {
     "stats": circuit_stats,
     "metrics": metrics_snapshots,
     "circuits": st.lists(circuit_stats, max_size=2).map(tuple),
+    "changes": st.lists(state_changes, max_size=3).map(tuple),
     "more": st.booleans(),
     "since": st.none() | numbers,
     "cause": st.sampled_from(sorted(CAUSES)),

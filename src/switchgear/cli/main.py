@@ -88,10 +88,17 @@ def _list(options: argparse.Namespace) -> int:
 def _stats(options: argparse.Namespace) -> int:
     with _client(options) as client:
         stats, metrics = client.stats(options.name), client.metrics(options.name)
+        history = client.history(options.name)
     if options.json:
-        _print_json({**render.stats_as_json(stats), "metrics": render.metrics_as_json(metrics)})
+        _print_json(
+            {
+                **render.stats_as_json(stats),
+                "metrics": render.metrics_as_json(metrics),
+                "history": [render.change_as_json(change) for change in history],
+            }
+        )
     else:
-        print(render.report(stats, metrics))
+        print(render.report(stats, metrics, history))
     return OK
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import datetime
 
 from ..states import State
-from ..stats import CircuitStats, MetricsSnapshot
+from ..stats import CircuitStats, MetricsSnapshot, StateChange
 
 _COLUMNS = ("NAME", "STATE", "REQUESTS", "FAILED", "REJECTED", "IN FLIGHT", "RETRY", "LAST ERROR")
 
@@ -24,7 +24,9 @@ def table(circuits: Iterable[CircuitStats]) -> str:
     )
 
 
-def report(stats: CircuitStats, metrics: MetricsSnapshot) -> str:
+def report(
+    stats: CircuitStats, metrics: MetricsSnapshot, history: Sequence[StateChange] = ()
+) -> str:
     """All there is to know about one circuit."""
     values = {**stats_as_json(stats), **metrics_as_json(metrics)}
     for name in (
@@ -41,7 +43,12 @@ def report(stats: CircuitStats, metrics: MetricsSnapshot) -> str:
     lines["entered"] = ", ".join(f"{state} {count}" for state, count in entries.items())
     lines["config"] = ", ".join(f"{field}={value}" for field, value in settings.items())
     width = max(map(len, lines))
-    return "\n".join(f"{key.ljust(width)}  {value}" for key, value in lines.items())
+    told = [f"{key.ljust(width)}  {value}" for key, value in lines.items()]
+    told += [
+        f"{change.at.isoformat()}  {change.old} -> {change.new}  {change.cause}"
+        for change in history
+    ]
+    return "\n".join(told)
 
 
 def stats_as_json(stats: CircuitStats) -> dict[str, object]:
@@ -54,6 +61,11 @@ def metrics_as_json(metrics: MetricsSnapshot) -> dict[str, object]:
     values = {key: _plain(value) for key, value in asdict(metrics).items()}
     values["transitions"] = {str(state): count for state, count in metrics.transitions.items()}
     return values
+
+
+def change_as_json(change: StateChange) -> dict[str, object]:
+    """StateChange in JSON's types; instants in ISO 8601."""
+    return {key: _plain(value) for key, value in asdict(change).items()}
 
 
 def _plain(value: object) -> object:

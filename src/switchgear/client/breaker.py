@@ -25,7 +25,7 @@ from ..errors import (
     UnknownCircuitError,
 )
 from ..states import Outcome, State
-from ..stats import CircuitStats, MetricsSnapshot
+from ..stats import CircuitStats, MetricsSnapshot, StateChange
 from ..wire import Error, ErrorCode, Rejected
 from .events import Handler
 from .lease import Lease
@@ -344,6 +344,10 @@ class Breaker:
     def metrics(self) -> MetricsSnapshot:
         """The circuit's metrics; as `stats`."""
         return self._client.metrics(self.name)
+
+    def history(self) -> tuple[StateChange, ...]:
+        """The circuit's last 16 changes, oldest first; as `stats`."""
+        return self._client.history(self.name)
 
     def reset(self) -> None:
         """Close the circuit by hand, from any state; totals stay. As `stats`."""

@@ -22,12 +22,14 @@ from ..errors import (
     ConfigError,
     ManagerUnavailableError,
 )
-from ..stats import CircuitStats, MetricsSnapshot
+from ..stats import CircuitStats, MetricsSnapshot, StateChange
 from ..wire import (
     Error,
+    GetHistory,
     GetList,
     GetMetrics,
     GetStats,
+    HistoryOf,
     ListOf,
     Message,
     MetricsOf,
@@ -181,6 +183,11 @@ class Client:
         """One circuit's metrics; as `stats`."""
         answer = self._ask(lambda n: GetMetrics(n, name), MetricsOf, self._own(name), name)
         return answer.metrics
+
+    def history(self, name: str) -> tuple[StateChange, ...]:
+        """The last 16 changes of one circuit, oldest first; as `stats`."""
+        answer = self._ask(lambda n: GetHistory(n, name), HistoryOf, self._own(name), name)
+        return answer.changes
 
     def reset(self, name: str) -> None:
         """Close one circuit by hand; its totals stay. As `stats`."""

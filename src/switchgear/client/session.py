@@ -36,6 +36,7 @@ from ..wire import (
     Goodbye,
     Granted,
     Hello,
+    HistoryOf,
     Leased,
     ListOf,
     Message,
@@ -378,7 +379,7 @@ class Session:
             case ResetDone():
                 self._heard(message.name, message.generation)
                 self._answer(message.request, message)
-            case Pong() | MetricsOf() | ListOf() | Stopping():
+            case Pong() | MetricsOf() | HistoryOf() | ListOf() | Stopping():
                 self._answer(message.request, message)
             case _:
                 pass  # goes the other way only, so decode() has refused it

@@ -20,7 +20,9 @@ from typing import Any, Final, NamedTuple
 from ..circuit import Circuit, Permit, Rejection, Totals, Transition
 from ..config import CircuitConfig
 from ..states import Outcome, Verdict
+from ..stats import StateChange
 from ..wire import (
+    HISTORY,
     KINDS,
     PAGE,
     PROTOCOL,
@@ -31,12 +33,14 @@ from ..wire import (
     Error,
     ErrorCode,
     Event,
+    GetHistory,
     GetList,
     GetMetrics,
     GetStats,
     Goodbye,
     Granted,
     Hello,
+    HistoryOf,
     ListOf,
     Message,
     MetricsOf,
@@ -62,7 +66,7 @@ from ..wire import (
 from .acks import Acks
 from .leases import Leases
 from .sessions import DATA, Peer, SavedSession, Session
-from .unsaved import HISTORY, Changes, Saved, Unsaved
+from .unsaved import Changes, Saved, Unsaved
 
 LEASE: Final = 1.0  # seconds that a session's leases hold after the last report it was answered
 EVENTS_KEPT: Final = 1024  # for a subscriber that missed some
@@ -130,6 +134,7 @@ class Actor:
             Ping: self._ping,
             GetStats: self._get_stats,
             GetMetrics: self._get_metrics,
+            GetHistory: self._get_history,
             GetList: self._get_list,
             Reset: self._reset,
             Subscribe: self._subscribe,
@@ -550,6 +555,19 @@ class Actor:
             return self._unknown_circuit(peer, message, message.name)
         metrics = circuit.metrics()
         return [Send(peer, MetricsOf(message.request, self._next_operation(), metrics))]
+
+    def _get_history(self, message: GetHistory, peer: Peer, now: float) -> list[Send]:
+        if message.name not in self._circuits:
+            return self._unknown_circuit(peer, message, message.name)
+        changes = tuple(
+            StateChange(
+                version=version, old=old, new=new, cause=cause, generation=generation, at=at
+            )
+            for version, _, _, old, new, cause, generation, at in self._histories.get(
+                message.name, ()
+            )
+        )
+        return [Send(peer, HistoryOf(message.request, self._next_operation(), changes))]
 
     def _get_list(self, message: GetList, peer: Peer, now: float) -> list[Send]:
         first = bisect.bisect_right(self._names, message.after)

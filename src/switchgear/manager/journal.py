@@ -28,9 +28,9 @@ from ..circuit import Counts, Standing, Totals
 from ..config import CircuitConfig, check_name
 from ..errors import ConfigError, ProtocolError
 from ..states import State
-from ..wire import FROM_CONTROL, Event, decode, encode
+from ..wire import FROM_CONTROL, HISTORY, Event, decode, encode
 from .sessions import SavedSession
-from .unsaved import HISTORY, Changes, Saved
+from .unsaved import Changes, Saved
 
 log = logging.getLogger("switchgear.manager")
 

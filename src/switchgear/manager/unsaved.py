@@ -16,7 +16,6 @@ from ..circuit import Circuit, Counts, Standing
 from ..wire import Event
 from .sessions import SavedSession, Session
 
-HISTORY: Final = 16  # events of each circuit that are kept
 SAVE_INTERVAL: Final = 0.1  # seconds that a change of counts may wait
 
 
