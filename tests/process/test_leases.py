@@ -169,9 +169,10 @@ def test_a_verdict_comes_for_a_permit_under_a_lease_too(
     counted, stale, failed = breaker.acquire(), breaker.acquire(), breaker.acquire()
     counted.success()
     failed.failure("down")
+    breaker.stats()  # comes after what was handed over before
     other.reset("service")
     stale.success()
-    breaker.stats()  # comes after what was handed over before
+    breaker.stats()
     verdicts = [permit.verdict for permit in (counted, failed, stale)]
     assert verdicts == [sg.Verdict.COUNTED, sg.Verdict.COUNTED, sg.Verdict.STALE]
 
@@ -265,17 +266,20 @@ import sys, time
 import switchgear as sg
 client = sg.connect(sys.argv[1], acquire_timeout=20.0)
 breaker = client.breaker("service")
-ran = 0
+begun = []
+
+def call():
+    begun.append(time.monotonic())
+    time.sleep(0.001)
+
 print("ready", flush=True)
 while True:
     try:
-        breaker.execute(time.sleep, 0.001)
-        ran += 1
-        if ran == 20:
+        breaker.execute(call)
+        if len(begun) == 20:
             print("runs", flush=True)
-        last = time.monotonic()
     except sg.CircuitOpenError:
-        print(last, flush=True)
+        print(*begun[-5:], flush=True)
         break
 """
     with ending(start_script(script, manager.address)) as worker:
@@ -285,10 +289,9 @@ while True:
             stopped_at = time.monotonic()
             trip(breaker)
             eventually(lambda: time.monotonic() > stopped_at + 1.2 * LEASE)
-            continued_at = time.monotonic()
-        last = float(read_line(worker))
-    # The call that was under way when it was stopped may end afterwards; none may begin.
-    assert last < continued_at + 0.5
+        last = [float(begun) for begun in read_line(worker).split()]
+    # One may have been admitted when it was stopped, and not have begun.
+    assert sum(begun > stopped_at for begun in last) <= 1
     assert breaker.stats().total_successes in range(20, 10_000)
     assert breaker.stats().total_failures == 1
 
