@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, Final, TypeVar
@@ -1289,3 +1290,34 @@ def test_a_batch_is_acknowledged_after_ack_delay_and_not_before(desk: Desk, hold
     assert desk.hand_in(holder, batch(1, 1)) == []
     assert desk.at(100.0 + ACK_DELAY / 2) == []
     assert heard(desk.at(100.0 + ACK_DELAY)) == [(holder, "Reported")]
+
+
+# -- when nobody uses it ---------------------------------------------------------------------------
+
+
+def test_it_is_in_use_as_long_as_there_is_a_session_and_idle_since_the_last_went(
+    desk: Desk,
+) -> None:
+    one, two = desk.client(1), desk.client(2)
+    assert desk.actor.idle_since is None
+    desk.at(110.0)
+    desk.hand_in(one, Goodbye())
+    assert desk.actor.idle_since is None
+    desk.at(120.0)
+    desk.die(two)
+    desk.at(130.0)
+    assert desk.actor.idle_since == 120.0
+
+
+def test_a_session_that_is_cut_off_and_lives_is_in_use(desk: Desk, peer: Peer) -> None:
+    desk.lose(Send(peer, Synced(1, 1)), gone=False)
+    assert desk.actor.session_of(peer) is None
+    assert desk.actor.idle_since is None
+
+
+def test_who_only_asks_has_used_it_then_and_not_for_ever(desk: Desk) -> None:
+    assert desk.actor.idle_since == -math.inf, "it was never used"
+    control = Peer(CONTROL, b"c")
+    desk.ask(control, Ping(1), Pong)
+    desk.at(150.0)
+    assert desk.actor.idle_since == 100.0

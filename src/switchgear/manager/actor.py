@@ -105,6 +105,7 @@ class Actor:
         self.pid = pid
         self.utc_offset = utc_offset
         self.stopping = False
+        self._heard_at = -math.inf
         self._operation = 0
         self._version = 0
         self._circuits: dict[str, Circuit] = {}
@@ -172,6 +173,12 @@ class Actor:
         first = min(deadline for deadline in deadlines if deadline is not None)
         return None if first == math.inf else first
 
+    @property
+    def idle_since(self) -> float | None:
+        """When anybody was last heard, or died; None: there are sessions, so it is in use."""
+        in_use = len(self._sessions) > len(self._absent)
+        return None if in_use else self._heard_at
+
     def tick(self, now: float) -> list[Send]:
         """Let time pass for every circuit whose deadline has come."""
         sends: list[Send] = []
@@ -236,6 +243,7 @@ class Actor:
 
     def receive(self, peer: Peer, message: Message, now: float) -> list[Send]:
         """Take one message that was decoded from what the peer's socket allows."""
+        self._heard_at = now
         return self._handlers[type(message)](message, peer, now)
 
     def undelivered(self, send: Send, now: float, *, gone: bool) -> list[Send]:
@@ -268,6 +276,7 @@ class Actor:
 
     def died(self, session: Session, now: float) -> list[Send]:
         """A session's process has ended without a word: what it held is lost."""
+        self._heard_at = now
         del self._sessions[session.token]
         self._unsaved.ended(session.token, now)
         if session.peer is not None:

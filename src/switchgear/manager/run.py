@@ -24,12 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--address", help="ipc:///path or /path; default: the host's own")
     parser.add_argument("--parent", type=int, help="end when this process, our parent, ends")
     parser.add_argument("--ready-fd", type=int, help="where to say that the sockets answer")
+    parser.add_argument(
+        "--idle-exit",
+        type=float,
+        metavar="SECONDS",
+        help="end when nobody has used it for so long, or its files are removed",
+    )
     parser.add_argument("--log-level", default="INFO", help="default: INFO")
     options = parser.parse_args(arguments)
     return serve(
         options.address,
         parent=options.parent,
         ready_fd=options.ready_fd,
+        idle_exit=options.idle_exit,
         log_level=options.log_level,
     )
 
@@ -39,6 +46,7 @@ def serve(
     *,
     parent: int | None = None,
     ready_fd: int | None = None,
+    idle_exit: float | None = None,
     log_level: str = "INFO",
     announce: Callable[[Mapping[str, object]], None] | None = None,
 ) -> int:
@@ -48,6 +56,7 @@ def serve(
         address: Where to listen; None means the host's own.
         parent: Our parent's process number: end when it does.
         ready_fd: Where to write READY, or what went wrong.
+        idle_exit: See `Server`.
         log_level: Of the log on standard error.
         announce: Called with address and pid once the sockets answer, or with error and message.
 
@@ -60,7 +69,7 @@ def serve(
     try:
         place = Address.parse(address)
         until = () if parent is None else (_parent_descriptor(parent),)
-        server = Server(place, until)
+        server = Server(place, until, idle_exit)
     except (ConfigError, OSError) as error:
         _tell(ready_fd, str(error).encode())
         if announce is not None:

@@ -42,6 +42,7 @@ from .actor import Actor, Send
 from .journal import Journal
 from .peers import Peers
 from .sessions import CONTROL, DATA, Peer
+from .upkeep import Upkeep
 
 log = logging.getLogger("switchgear.manager")
 
@@ -72,13 +73,19 @@ class Server:
     Args:
         address: Where to listen; the directory is made if need be.
         until: File descriptors that end the server when they become readable, orderly.
+        idle_exit: Seconds; for a server that nobody looks after. It ends when it was not used for
+            so long, and when its files were removed or replaced.
 
     Raises:
         AlreadyRunningError: A manager serves this address.
         ConfigError: The directory is unfit, see `Address.make_directory`, or a socket's path is.
     """
 
-    def __init__(self, address: Address, until: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, address: Address, until: tuple[int, ...] = (), idle_exit: float | None = None
+    ) -> None:
+        if idle_exit is not None and not idle_exit > 0:
+            raise ConfigError(f"idle_exit must be more than 0 seconds, got {idle_exit!r}")
         self._address = address
         self._lock = _lock(address)
         _raise_file_limit()
@@ -89,6 +96,8 @@ class Server:
         self._resume(now)
         self._context = zmq.Context(io_threads=1)
         self._sockets = (self._bind(address.data_path), self._bind(address.control_path))
+        self._files = {path: _identity(path) for path in (address.data_path, address.control_path)}
+        self._upkeep = None if idle_exit is None else Upkeep(idle_exit, self._lost, now)
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._ends = {self._wakeup_read, *until}
         self._peers = Peers()
@@ -141,6 +150,11 @@ class Server:
                 self._take(socket, now)
         if self._ended:
             self._bury(now)
+        if self._upkeep is not None and not self._unread:
+            reason = self._upkeep.reason_to_end(self._actor.idle_since, now)
+            if reason is not None:
+                log.info("manager %d ends: %s", os.getpid(), reason)
+                self._actor.stopping = True
         self._save(now)
 
     def _save(self, now: float) -> None:
@@ -169,6 +183,9 @@ class Server:
             deadline = burial if deadline is None else min(deadline, burial)
         if (retry_at := self._journal.retry_at) is not None:
             deadline = retry_at if deadline is None else min(deadline, retry_at)
+        if self._upkeep is not None:
+            upkeep = self._upkeep.next_deadline(self._actor.idle_since)
+            deadline = upkeep if deadline is None else min(deadline, upkeep)
         if self._unread:
             timeout = 0
         elif deadline is None:
@@ -320,6 +337,14 @@ class Server:
         if abs(offset - self._actor.utc_offset) > _CLOCK_SLACK:
             self._actor.utc_offset = offset
 
+    def _lost(self) -> str | None:
+        """Which of our files is not there any more; who looks for us would not find us."""
+        files = {**self._files, self._address.lock_path: _identity(self._lock)}
+        for path, ours in files.items():
+            if _identity(path) != ours:
+                return f"{path} was removed or replaced"
+        return None
+
     def _bind(self, path: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
         # Every option before bind: set later, it would not count for this endpoint.
@@ -351,12 +376,13 @@ class Server:
         signal.set_wakeup_fd(-1)
         self._peers.close()
         self._journal.close()
-        for socket in self._sockets:
+        for path, ours in self._files.items():
+            if _identity(path) == ours:  # and not our successor's, if the lock's file was removed
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+        for socket in self._sockets:  # not before: nobody could tell a new file of that number
             socket.close()
         self._context.term()
-        for path in (self._address.data_path, self._address.control_path):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)  # ours: we hold the lock
         for fd in (self._wakeup_read, self._wakeup_write, self._lock):
             os.close(fd)
 
@@ -364,20 +390,36 @@ class Server:
 def _lock(address: Address) -> int:
     """Become the one manager of an address: `ipc` lets a second one bind and steal the path.
 
-    The lock goes with the process, however it ends, and the file is never removed: whoever waits
+    The lock goes with the process, however it ends, and we never remove the file: whoever waits
     for the lock waits for the same file.
     """
     address.make_directory()
-    fd = os.open(address.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
-        os.close(fd)
-        raise AlreadyRunningError(f"a manager (process {pid}) already serves {address}") from None
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        fd = os.open(address.lock_path, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(fd, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise AlreadyRunningError(
+                f"a manager (process {pid}) already serves {address}"
+            ) from None
+        if _identity(address.lock_path) == _identity(fd):
+            break
+        os.close(fd)  # somebody has removed it since we opened it: who comes next has another one
     os.ftruncate(fd, 0)
     os.write(fd, f"{os.getpid()}\n".encode())
     return fd
+
+
+def _identity(file: str | int) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None: there is none."""
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _raise_file_limit() -> None:
