@@ -1,8 +1,9 @@
-"""Where a manager is found: its two sockets, its lock, and the directory they are in.
+"""Where a manager is found: its two sockets, its other files, and the directory they are in.
 
 An address is `ipc://` and a path, or the path alone. The path is a prefix: the manager binds
-`PATH.data` and `PATH.control` and holds a lock on `PATH.lock`. Only the directory's permissions
-keep other users out, so they are checked on both sides.
+`PATH.data` and `PATH.control` and holds a lock on `PATH.lock`; who starts one that is to live by
+itself locks `PATH.spawn`, and it logs to `PATH.log`. Only the directory's permissions keep other
+users out, so they are checked on both sides.
 """
 
 from __future__ import annotations
@@ -99,6 +100,16 @@ class Address:
     def journal_path(self) -> str:
         """The file in which a manager keeps what its successor must know."""
         return f"{self.path}.journal"
+
+    @property
+    def spawn_path(self) -> str:
+        """The file that who starts a manager locks until it answers."""
+        return f"{self.path}.spawn"
+
+    @property
+    def log_path(self) -> str:
+        """The log of a manager that was started unasked."""
+        return f"{self.path}.log"
 
     @property
     def directory(self) -> Path:

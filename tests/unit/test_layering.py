@@ -28,6 +28,7 @@ FLOORS: Final = [
     ["circuit"],
     ["wire"],
     ["address", "processes", "transport"],
+    ["launch"],
     ["manager", "client"],
     ["exporters", "testing"],
     [""],  # the package's own __init__: the public names

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
+from ..address import Address
 from ..client.breaker import Breaker
 from ..client.client import ACQUIRE_TIMEOUT, Client, ManagerLoss, Settings, share
 from ..config import CircuitConfig
 from ..errors import BreakerError, ConfigError
+from ..launch import READY, TAKEN, command, environment, first_word
 from ..states import State
 from ..stats import CircuitStats
-from .run import READY
 
 _START_TIMEOUT: Final = 15.0  # seconds until its sockets must answer
 _STOP_TIMEOUT: Final = 5.0  # seconds it gets to end in good order
@@ -78,25 +75,25 @@ class Manager:
         """
         if self._child is not None:
             raise BreakerError("this manager has been started before")
+        options = ["--log-level", "WARNING", "--parent", str(os.getpid())]
+        manager = command(Address.parse(self.address), *options)
         read, write = os.pipe()
-        command = [sys.executable, "-m", "switchgear.manager", "--log-level", "WARNING"]
-        command += ["--address", self.address]
-        command += ["--parent", str(os.getpid()), "--ready-fd", str(write)]
         try:
             self._child = subprocess.Popen(
-                command,
+                [*manager, "--ready-fd", str(write)],
                 pass_fds=(write,),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # the terminal's Ctrl-C is for the application
-                env=_environment(),
+                env=environment(),
             )
             os.close(write)
-            said = _read_all(read, _START_TIMEOUT)
+            said = first_word(read, _START_TIMEOUT)
         finally:
             os.close(read)
         if said != READY:
             self.stop()
-            reason = said.decode(errors="replace") or "it ended, or said nothing in time"
+            said = said.removeprefix(TAKEN) or b"it ended, or said nothing in time"
+            reason = said.decode(errors="replace")
             raise ConfigError(f"the manager did not start: {reason}")
         return self
 
@@ -141,25 +138,3 @@ class Manager:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with a path on which the child finds this very package, wherever we found it."""
-    package = str(Path(__file__).resolve().parents[2])
-    inherited = os.environ.get("PYTHONPATH")
-    path = package if not inherited else f"{package}{os.pathsep}{inherited}"
-    return {**os.environ, "PYTHONPATH": path}
-
-
-def _read_all(fd: int, timeout: float) -> bytes:
-    """What comes until it is READY, the other end is closed, or `timeout` seconds have passed."""
-    deadline = time.monotonic() + timeout
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    said = b""
-    while said != READY and poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-        chunk = os.read(fd, 4096)
-        if not chunk:
-            break
-        said += chunk
-    return said

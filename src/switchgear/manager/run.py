@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -10,13 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from ..address import Address
 from ..errors import ConfigError
+from ..launch import READY, TAKEN
 from .server import AlreadyRunningError, Server
-
-READY = b"ready"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m switchgear.manager`. `--parent` and `--ready-fd` are what `Manager()` passes."""
+    """`python -m switchgear.manager`. Other processes of ours pass what people have no use for."""
     parser = argparse.ArgumentParser(
         prog="python -m switchgear.manager",
         description="Run the breaker manager in the foreground until SIGTERM or SIGINT.",
@@ -55,7 +55,8 @@ def serve(
     Args:
         address: Where to listen; None means the host's own.
         parent: Our parent's process number: end when it does.
-        ready_fd: Where to write READY, or what went wrong.
+        ready_fd: Where to write READY, or what went wrong, which begins with TAKEN where another
+            manager holds the address.
         idle_exit: See `Server`.
         log_level: Of the log on standard error.
         announce: Called with address and pid once the sockets answer, or with error and message.
@@ -71,7 +72,8 @@ def serve(
         until = () if parent is None else (_parent_descriptor(parent),)
         server = Server(place, until, idle_exit)
     except (ConfigError, OSError) as error:
-        _tell(ready_fd, str(error).encode())
+        taken = TAKEN if isinstance(error, AlreadyRunningError) else b""
+        _tell(ready_fd, taken + str(error).encode())
         if announce is not None:
             announce({"error": type(error).__name__, "message": str(error)})
         sys.stderr.write(f"switchgear: {error}\n")
@@ -87,9 +89,10 @@ def serve(
 
 
 def _tell(fd: int | None, text: bytes) -> None:
-    """Say one thing to whoever started us, and close the line."""
+    """Say one thing to whoever started us, if they are still there, and close the line."""
     if fd is not None:
-        os.write(fd, text)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(fd, text)
         os.close(fd)
 
 
