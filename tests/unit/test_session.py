@@ -10,7 +10,9 @@ from typing import Final
 import pytest
 from harness import Pair, Waiter
 
+from switchgear.circuit import Totals
 from switchgear.client.lease import Lease
+from switchgear.client.reports import Whole
 from switchgear.client.session import GREETING_INTERVAL, Grant
 from switchgear.config import CircuitConfig
 from switchgear.manager.acks import ACKS_TOGETHER
@@ -151,6 +153,24 @@ def test_flush_waits_for_a_manager_as_long_as_it_takes(pair: Pair) -> None:
     pair.run()
     assert waiter.answered
     assert stats(pair).total_successes == 1
+
+
+@pytest.mark.parametrize("connected_first", [True, False])
+def test_what_was_counted_of_a_circuit_the_manager_never_heard_of_is_taken_in(
+    connected_first: bool,
+) -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("b", CircuitConfig(failure_threshold=7))
+    if connected_first:
+        pair.connect()
+        pair.run()
+    pair.session.report_totals(Whole("b", Totals(3, 1, 0, 0, [0.25], "Down")), now=pair.now)
+    if not connected_first:
+        pair.connect()
+    pair.run()
+    found = stats(pair, "b")
+    assert (found.total_successes, found.total_failures) == (3, 1)
+    assert found.config.failure_threshold == 7
 
 
 def test_one_sync_is_out_at_a_time(pair: Pair) -> None:

@@ -547,7 +547,7 @@ class Session:
     def _send_reports(self, now: float) -> None:
         if self._lines[DATA].phase is _Phase.READY:
             while (report := self._reports.next_to_send(now)) is not None:
-                if report.name not in self._declared:  # what ran without a manager ever being asked
+                if report.name not in self._declared:  # counted while no manager was ever asked
                     self._send_declare(report.name)
                 self.outbox.append((DATA, report))
 
