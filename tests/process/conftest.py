@@ -29,6 +29,12 @@ connect: Final = functools.partial(sg.connect, manager_loss="reject")
 PATIENCE: Final = 20.0  # seconds until a test gives up on what must happen
 
 
+@pytest.fixture(autouse=True)
+def nobody_is_started_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever forgets to say which manager it wants gets none, and not the machine's own."""
+    monkeypatch.setenv("SWITCHGEAR_AUTOSTART", "0")
+
+
 @pytest.fixture
 def manager() -> Iterator[sg.Manager]:
     """A manager of the test's own."""
@@ -79,6 +85,7 @@ def start_manager(
     program: Sequence[str] = ("-m", "switchgear.manager"),
     within: Sequence[str] = (),
     log: Path | None = None,
+    options: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """A manager as an operator starts it; returns once its sockets answer.
 
@@ -87,11 +94,12 @@ def start_manager(
         program: What Python is to run: something that ends in the manager's main().
         within: A command that runs the rest of the command line.
         log: Where to write its log, all of it; None: what matters goes where ours goes.
+        options: More words for its command line.
     """
     read, write = os.pipe()
     level = "WARNING" if log is None else "DEBUG"
     command = [*within, sys.executable, *program, "--log-level", level]
-    command += ["--address", address, "--ready-fd", str(write)]
+    command += ["--address", address, "--ready-fd", str(write), *options]
     with contextlib.ExitStack() as stack:
         stderr = None if log is None else stack.enter_context(log.open("wb"))
         process = subprocess.Popen(command, pass_fds=(write,), stderr=stderr)

@@ -114,7 +114,7 @@ def _reset(options: argparse.Namespace) -> int:
 
 
 def _client(options: argparse.Namespace) -> Client:
-    return connect(options.address)
+    return connect(options.address, autostart=False)  # to look at what is there
 
 
 def _print_json(value: object) -> None:

@@ -14,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, TypeVar, get_args
 
+from .. import launch
 from ..address import Address
 from ..circuit import Totals
 from ..config import CircuitConfig, check_name, check_seconds
@@ -46,6 +47,7 @@ from .events import Dispatcher, Handler, Handlers, check_handler
 from .lease import Gate
 from .link import Link
 from .standby import Standby
+from .starter import Starter
 
 log = logging.getLogger("switchgear")
 
@@ -63,9 +65,16 @@ class Settings(NamedTuple):
     address: Address | None  # None: the host's own, looked up when it is first used
     manager_loss: ManagerLoss
     acquire_timeout: float
+    autostart: bool | None = None  # None: as the environment says when it is first used
 
     @classmethod
-    def of(cls, address: str | None, manager_loss: str, acquire_timeout: float) -> Settings:
+    def of(
+        cls,
+        address: str | None,
+        manager_loss: str,
+        acquire_timeout: float,
+        autostart: bool | None = None,
+    ) -> Settings:
         """Check the values.
 
         Raises:
@@ -76,8 +85,18 @@ class Settings(NamedTuple):
                 f"manager_loss must be 'local', 'allow' or 'reject', got {manager_loss!r}"
             )
         check_seconds("acquire_timeout", acquire_timeout)
+        if autostart is not None and type(autostart) is not bool:
+            raise ConfigError(f"autostart must be True, False or None, got {autostart!r}")
         place = None if address is None else Address.parse(address)
-        return cls(place, manager_loss, acquire_timeout)  # type: ignore[arg-type]  # just checked
+        loss: Any = manager_loss  # just checked
+        return cls(place, loss, acquire_timeout, autostart)
+
+    @property
+    def may_start(self) -> bool:
+        """A manager may be started where there is none."""
+        if self.autostart is not None:
+            return self.autostart
+        return self.address is None and os.environ.get("SWITCHGEAR_AUTOSTART") != "0"
 
 
 class Client:
@@ -94,8 +113,10 @@ class Client:
         self._gates: dict[str, Gate] = {}
         self.standby = Standby(self._hand_over)
         self._link: Link | None = None
+        self._starter: Starter | None = None  # of the link; None: no manager may be started
         self._dispatcher: Dispatcher | None = None
         self._starting = threading.Lock()
+        self._complained = False
         self._closed = False
         _alive.add(self)
 
@@ -225,11 +246,14 @@ class Client:
         remove = self._handlers.add(name, handler)
         link = self.link()
         if link is None or not link.subscribe(self.settings.acquire_timeout):
-            log.warning("no manager at %s yet: its events come when it is there", self.address)
+            level = logging.INFO if self.settings.may_start else logging.WARNING
+            log.log(level, "no manager at %s yet: its events come when it is there", self.address)
         return remove
 
     def link(self) -> Link | None:
         """The connection of this process, opened if need be; None where no manager can be.
+
+        If it is not up, that is a reason to start a manager, and somebody else is at it then.
 
         Raises:
             BreakerError: The client is closed.
@@ -237,6 +261,8 @@ class Client:
         """
         link = self._link
         if link is not None and link.pid == os.getpid():
+            if not link.online and self._starter is not None:
+                self._starter.wake()
             return link
         return self._open()
 
@@ -255,6 +281,8 @@ class Client:
             self._link = None
             if link is None:
                 return
+            if self._starter is not None:
+                self._starter.close()
             if self._dispatcher is not None:
                 self._dispatcher.close()
             if not link.close(self.settings.acquire_timeout):
@@ -265,6 +293,7 @@ class Client:
         if self._link is not None:
             _inherited.append((self._link, self._dispatcher))
         self._link = None
+        self._starter = None
         self._starting = threading.Lock()
         self._close_gates()
         self.standby = Standby(self._hand_over)  # what the parent has counted is its own
@@ -277,22 +306,43 @@ class Client:
             if link is not None and link.pid == os.getpid():
                 return link
             place = self._place()
+            may_start = self.settings.may_start
             try:
                 place.check_directory()
             except FileNotFoundError:
-                return None  # and no socket of somebody else's that comes there later
+                if not may_start or not self._make_directory(place):
+                    return None  # and no socket of somebody else's that comes there later
             if link is not None:
                 _inherited.append((link, self._dispatcher))
                 self._close_gates()
             _close_at_exit()
             self._dispatcher = Dispatcher(self._handlers)
-            link = Link(place, self._gates, self._dispatcher.put, self.standby.end)
+            on_loss = self._on_loss if may_start else None
+            link = Link(place, self._gates, self._dispatcher.put, self.standby.end, on_loss)
+            self._starter = Starter(place, link) if may_start else None
+            if self._starter is not None and not launch.listening(place):
+                self._starter.wake()
             for name, config in list(self._configs.items()):
                 link.declare(name, config)
             if self._handlers:
                 link.subscribe(self.settings.acquire_timeout)
             self._link = link
             return link
+
+    def _make_directory(self, place: Address) -> bool:
+        """Where a manager is to be started. False: that cannot be, and calls go on without."""
+        try:
+            place.make_directory()
+        except ConfigError as error:
+            if not self._complained:
+                self._complained = True
+                log.warning("no manager answers at %s: %s", place, error)
+            return False
+        return True
+
+    def _on_loss(self) -> None:
+        if self._starter is not None:
+            self._starter.lost()
 
     def config_of(self, name: str) -> CircuitConfig:
         """A circuit's configuration, as far as this process knows."""
@@ -362,6 +412,7 @@ def connect(
     *,
     manager_loss: ManagerLoss = "local",
     acquire_timeout: float = ACQUIRE_TIMEOUT,
+    autostart: bool | None = None,
 ) -> Client:
     """A client of the manager at an address.
 
@@ -374,11 +425,14 @@ def connect(
             ManagerUnavailableError, "allow" runs it unprotected, "local" lets this process's own
             circuit breaker decide, from what it last heard of it until the manager is back.
         acquire_timeout: Seconds a call waits for the manager at most, finite.
+        autostart: Whether to start a manager where there is none, when it is used: in the
+            background, one for all who ask, on its own from then on. None: only the host's own, and
+            unless `SWITCHGEAR_AUTOSTART` is 0.
 
     Raises:
         ConfigError: A value is out of its range.
     """
-    return Client(Settings.of(address, manager_loss, acquire_timeout))
+    return Client(Settings.of(address, manager_loss, acquire_timeout, autostart))
 
 
 def shared(settings: Settings) -> Client:

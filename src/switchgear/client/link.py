@@ -56,7 +56,7 @@ _FLUSH_MAX: Final = 0.5  # seconds, because what is sent renews the leases
 _NAP_MS: Final = 4  # how long the I/O thread leaves the sockets to busy callers
 _QUEUE: Final = 100_000  # messages that may wait for a manager that does not read
 _RECONNECT_MS: Final = 10  # the first try; then twice as long each time, up to
-_RECONNECT_MAX_MS: Final = 50
+_RECONNECT_MAX_MS: Final = 50  # so that who starts a manager is soon connected to it
 _POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is called again
 _LINGER_MS: Final = 200  # for what is still on its way when the link closes
 
@@ -95,7 +95,13 @@ class Link:
         address: The manager's.
         gates: Where leases are put, by circuit; the owner adds to it.
         on_events: Called in a turn with the events that came, in order; must not block.
-        on_return: Called in a turn when a manager answers again; must not block.
+        on_return: Called in a turn when a manager answers again; likewise.
+        on_loss: Called in a turn when permits and outcomes have nowhere to go any more; likewise.
+            None: nobody starts a manager where there is none.
+
+    Attributes:
+        pid: The process it is for.
+        online: All the connections it wants can be written to, and there are some.
     """
 
     def __init__(
@@ -104,11 +110,14 @@ class Link:
         gates: Mapping[str, Gate],
         on_events: Callable[[list[Event]], None],
         on_return: Callable[[], None],
+        on_loss: Callable[[], None] | None = None,
     ) -> None:
         self.pid = os.getpid()
+        self.online = False
         self._address = address
         self._on_events = on_events
         self._on_return = on_return
+        self._on_loss = on_loss
         self._gates = gates
         self._session = Session(secrets.token_bytes(16), self.pid, gates, self, start_of())
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
@@ -119,6 +128,8 @@ class Link:
         self._turning: int | None = None  # the thread that runs a turn
         self._interrupted = False  # a turn was left half-way, by an exception
         self._outage = False  # as last logged
+        # That there is no manager before the first one was started is nothing to tell everybody.
+        self._outage_level = logging.WARNING if on_loss is None else logging.INFO
         self._context = zmq.Context(io_threads=1)
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         self._online: dict[int, bool] = {}
@@ -504,7 +515,7 @@ class Link:
             socket.connect(f"ipc://{path}")
             self._watcher.register(int(socket.fd), select.POLLIN)
             self._sockets[connection] = socket
-            self._online[connection] = False
+            self._online[connection] = self.online = False
             self._wake.set()  # so that the I/O thread watches it too
 
     def _receive(self, now: float) -> None:
@@ -517,11 +528,19 @@ class Link:
                     self._take(connection, frame, now)
             online = bool(events & WRITABLE)
             if online is not self._online[connection]:
-                self._online[connection] = online
+                self._note(connection, online)
                 if online:
                     self._session.connected(connection, now)
                 else:
                     self._session.disconnected(connection)
+
+    def _note(self, connection: int, online: bool) -> None:
+        self._online[connection] = online
+        self.online = all(self._online.values())
+        if connection == DATA and not online:
+            self._outage_level = logging.WARNING
+            if self._on_loss is not None:
+                self._on_loss()
 
     def _take(self, connection: int, frame: bytes, now: float) -> None:
         try:
@@ -542,7 +561,7 @@ class Link:
         for connection in self._sockets:
             frames = [encode(message) for to, message in outbox if to == connection]
             if frames and not self._try_send(connection, frames):
-                self._online[connection] = False
+                self._note(connection, False)
                 self._session.disconnected(connection)
 
     def _try_send(self, connection: int, frames: list[bytes]) -> bool:
@@ -575,8 +594,8 @@ class Link:
             session.events = []
         if session.lost is not self._outage:
             self._outage = session.lost
-            if self._outage:
-                log.warning("the manager at %s does not answer", self._address)
-            else:
-                log.warning("the manager at %s answers again", self._address)
+            said = "does not answer" if self._outage else "answers again"
+            log.log(self._outage_level, "the manager at %s %s", self._address, said)
+            if not self._outage:
+                self._outage_level = logging.WARNING
                 self._on_return()
