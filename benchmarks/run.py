@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import call_cost
+import elections
 import idle
 import journal
 import kills
@@ -34,16 +35,8 @@ HERE: Final = Path(__file__).parent
 BENCHMARKS: Final = {
     module.__name__: module
     for module in (
-        call_cost,
-        round_trip,
-        throughput,
-        journal,
-        scale,
-        outage,
-        kills,
-        manager_kills,
-        overhead,
-        idle,
+        *(call_cost, round_trip, throughput, journal, scale),
+        *(outage, kills, manager_kills, elections, overhead, idle),
     )
 }
 

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.process
 
 RUN = Path(__file__).parents[2] / "benchmarks" / "run.py"
 NAMES = {
-    *("call_cost", "round_trip", "throughput", "journal", "scale", "outage", "kills"),
-    *("manager_kills", "overhead", "idle"),
+    *("call_cost", "round_trip", "throughput", "journal", "scale"),
+    *("outage", "kills", "manager_kills", "elections", "overhead", "idle"),
 }
 
 
