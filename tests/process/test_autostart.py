@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import multiprocessing
 import os
@@ -11,6 +12,7 @@ import re
 import runpy
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -27,6 +29,7 @@ import switchgear as sg
 from switchgear import launch
 from switchgear.address import Address
 from switchgear.client.client import Settings
+from switchgear.manager import server
 from switchgear.wire import PROTOCOL
 
 from .conftest import (
@@ -299,7 +302,8 @@ def test_g13_a_kill_at_any_step_of_the_start_leaves_one_manager(
     assert len(found) == (3 if step.startswith("spawner") else 4)
     assert set(found) == {the_one_at(place)}
     assert served(place)[-1:] == found[:1]
-    assert len(served(place)) <= 2, "the one that was killed, and its successor"
+    # Where it is the manager that was killed, it may have served before; else it goes on.
+    assert len(served(place)) <= 1 + step.startswith("manager")
 
 
 def test_a_spawner_that_is_stopped_with_the_lock_holds_up_nobody_for_long(
@@ -353,9 +357,16 @@ print(pid, os.getsid(0), flush=True)
 
 
 def test_a_manager_inherits_nothing_of_who_started_it(place: Address) -> None:
-    # With pipes for output: this returns when nobody has them open any more.
+    # With pipes: this returns when nobody has them open any more.
     begun = time.monotonic()
-    done = run_script(CALLER)
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER],
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE * 2,
+        check=False,
+    )
     assert time.monotonic() - begun < launch.IDLE_EXIT / 2
     assert (done.returncode, done.stderr) == (0, "")
     pid, session = map(int, done.stdout.split())
@@ -667,6 +678,7 @@ def test_a_killed_manager_has_a_successor_without_anybodys_help(
     eventually(lambda: answers(breaker))
     with sg.connect(autostart=False) as other:
         for _ in range(2):
+            eventually(lambda: "switchgear-starter" not in names_of_threads())
             kill(first)
             # Nobody does anything: who was connected has noticed.
             second = pid_at(other)
@@ -676,6 +688,10 @@ def test_a_killed_manager_has_a_successor_without_anybodys_help(
     assert breaker.stats().config.failure_threshold == 3
     assert not said(caplog)
     assert the_one_at(place) == first
+
+
+def names_of_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate()]
 
 
 def answers(breaker: sg.Breaker) -> bool:
@@ -715,6 +731,19 @@ def test_a_stopped_manager_is_there_and_has_no_successor(place: Address) -> None
             assert processes_of(place) == [pid]
         assert pid_at(client) == pid
     assert served(place) == [pid]
+
+
+def test_one_that_many_wait_for_is_there(place: Address) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        assert not launch.listening(place)
+        listener.bind(place.data_path)
+        assert not launch.listening(place), "a file alone, as a killed one leaves it"
+        listener.listen(0)
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        waiting.connect(place.data_path)
+        for _ in range(3):
+            assert launch.listening(place)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
@@ -863,6 +892,30 @@ def test_one_whose_lock_was_removed_leaves_its_place_to_its_successor(
         with sg.connect(acquire_timeout=ACQUIRE_TIMEOUT, autostart=False) as client:
             assert client.ping().pid == second.pid
         assert second.poll() is None
+
+
+def test_a_lock_on_a_file_that_was_removed_meanwhile_is_no_lock(
+    place: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+    removals = 0
+
+    def remove_first(fd: int, operation: int) -> None:
+        nonlocal removals
+        if removals < 2:
+            removals += 1
+            os.unlink(place.lock_path)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    fd = server._lock(place)
+    try:
+        assert removals == 2
+        assert os.path.samestat(os.fstat(fd), os.stat(place.lock_path))
+        with pytest.raises(server.AlreadyRunningError):
+            server._lock(place)
+    finally:
+        os.close(fd)
 
 
 def test_a_manager_that_nobody_can_find_is_replaced_by_one_that_is_found(place: Address) -> None:
