@@ -17,6 +17,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,16 +138,18 @@ def _start(address: Address) -> bool:
         ours.enter_context(_closing(read))
         with _closing(write):
             manager = command(address, "--idle-exit", str(limit), "--ready-fd", str(write))
-            first = subprocess.Popen(
-                [manager[0], "-I", "-S", "-c", _DETACH, *manager],
-                pass_fds=(write,),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                start_new_session=True,
-                env={**environment(), "PYTHONSAFEPATH": "1"},  # "/" is no place to import from
-            )
+            with _starting:
+                first = subprocess.Popen(
+                    [manager[0], "-I", "-S", "-c", _DETACH, *manager],
+                    pass_fds=(write,),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    start_new_session=True,
+                    # Or -m would look for modules in its directory first, and "/" is nobody's.
+                    env={**environment(), "PYTHONSAFEPATH": "1"},
+                )
         try:
             first.wait(_START_TIMEOUT)
         except subprocess.TimeoutExpired:
@@ -198,9 +201,15 @@ def _log(address: Address) -> Iterator[int]:
         yield fd
 
 
-# -- descriptors, across a fork --------------------------------------------------------------------
+# -- across a fork ---------------------------------------------------------------------------------
+
+_FORK_PATIENCE: Final = 1.0  # seconds that a fork of another thread waits for us at most
 
 _open: Final[set[int]] = set()
+# Held while a process is started: Popen waits until nobody has its own pipe open any more, which a
+# child that is forked meanwhile would have for all its life.
+_starting = threading.Lock()
+_forking: Final = threading.local()
 
 
 @contextlib.contextmanager
@@ -219,10 +228,25 @@ def _closing(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _after_fork() -> None:
+def _before_fork() -> None:
+    _forking.waited = _starting.acquire(timeout=_FORK_PATIENCE)
+
+
+def _after_fork_in_parent() -> None:
+    if _forking.waited:
+        _starting.release()
+
+
+def _after_fork_in_child() -> None:
     """Close what a thread of the parent has open: a lock it may be killed with, a pipe's end."""
+    global _starting
+    _starting = threading.Lock()
     while _open:
         os.close(_open.pop())
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)

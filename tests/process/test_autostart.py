@@ -322,6 +322,7 @@ os.read(0, 1)
         assert pid_at(client) == the_one_at(place)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_while_a_manager_is_started_keeps_nothing_of_it(place: Address) -> None:
     def look() -> None:
         names = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
@@ -333,6 +334,29 @@ def test_a_fork_while_a_manager_is_started_keeps_nothing_of_it(place: Address) -
         child.join(PATIENCE)
         assert child.exitcode == 0, "the lock is open in the child"
         os.fstat(fd)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_waits_until_a_process_is_started(place: Address) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def start() -> None:
+        with launch._starting:
+            begun.set()
+            over.wait(0.2)  # time passing is the thing tested
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    assert begun.wait(PATIENCE)
+    before = time.monotonic()
+    for _ in range(2):
+        child = FORK.Process(target=lambda: sys.exit(launch._starting.locked()))
+        child.start()
+        assert time.monotonic() - before >= 0.19
+        child.join(PATIENCE)
+        assert child.exitcode == 0
+    thread.join(PATIENCE)
+    assert not launch._starting.locked()
 
 
 # -- what it has of who started it -----------------------------------------------------------------
