@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import logging
 import os
 import resource
@@ -331,6 +332,7 @@ def test_two_sessions_of_one_connection_end_together_and_are_forgotten_alone(roo
 
 @contextlib.contextmanager
 def no_descriptor_left() -> Iterator[None]:
+    gc.collect()  # or the garbage of other tests gives some back in the middle
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     fillers: list[int] = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, open_descriptors())) + 2, hard))
