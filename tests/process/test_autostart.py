@@ -35,6 +35,7 @@ from switchgear.wire import PROTOCOL
 from .conftest import (
     ACQUIRE_TIMEOUT,
     PATIENCE,
+    end,
     ending,
     eventually,
     fail,
@@ -398,7 +399,8 @@ def test_a_manager_inherits_nothing_of_who_started_it(place: Address) -> None:
     names = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
     assert names.count("/dev/null") == 1, names
     files = {name for name in names if name.startswith("/")}
-    assert files == {"/dev/null", place.log_path, place.lock_path}
+    journal = {place.journal_path, f"{place.journal_path}-wal"}
+    assert files == {"/dev/null", place.log_path, place.lock_path, *journal}
     for fd, name in ((0, "/dev/null"), (1, place.log_path), (2, place.log_path)):
         assert os.readlink(f"/proc/{pid}/fd/{fd}") == name
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
@@ -904,18 +906,44 @@ def test_a_manager_whose_files_are_gone_ends_and_leaves_what_is_not_its_own(
     assert path.exists() is (how == "replaced")
 
 
-def test_one_whose_lock_was_removed_leaves_its_place_to_its_successor(
+def test_one_whose_files_were_removed_leaves_its_place_to_its_successor(
     place: Address, tmp_path: Path
 ) -> None:
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(ending(start_unattended(place, tmp_path / "log")))
         with stopped(first.pid):
-            os.unlink(place.lock_path)
+            for path in (place.lock_path, place.journal_path, f"{place.journal_path}-wal"):
+                os.unlink(path)
             second = stack.enter_context(ending(start_unattended(place, tmp_path / "second")))
         assert first.wait(PATIENCE) == 0
         with sg.connect(acquire_timeout=ACQUIRE_TIMEOUT, autostart=False) as client:
             assert client.ping().pid == second.pid
-        assert second.poll() is None
+            client.breaker("service").execute(int)
+            assert client.stats("service").total_successes == 1
+        end(second)
+        stack.enter_context(ending(start_unattended(place, tmp_path / "third")))
+        with sg.connect(acquire_timeout=ACQUIRE_TIMEOUT, autostart=False) as client:
+            assert client.stats("service").total_successes == 1
+
+
+def test_nobody_takes_the_place_of_one_whose_lock_was_removed_as_long_as_it_lives(
+    place: Address, tmp_path: Path
+) -> None:
+    with ending(start_unattended(place, tmp_path / "log")) as first:
+        with stopped(first.pid):
+            os.unlink(place.lock_path)
+            refused = subprocess.run(
+                [sys.executable, "-m", "switchgear.manager", "--address", str(place)],
+                capture_output=True,
+                text=True,
+                timeout=PATIENCE,
+                check=False,
+            )
+            assert refused.returncode == 2
+            assert f"journal {place.journal_path} locked" in refused.stderr
+        assert first.wait(PATIENCE) == 0
+    with ending(start_unattended(place, tmp_path / "second")):
+        pass
 
 
 def test_a_lock_on_a_file_that_was_removed_meanwhile_is_no_lock(

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 from .. import launch
 from ..address import Address
+from ..processes import leave_signals
 
 log = logging.getLogger("switchgear")
 
@@ -79,6 +80,7 @@ class Starter:
         self._news.set()
 
     def _run(self) -> None:
+        leave_signals()
         # Who wakes us while we hold the lock relies on us; so look again once it is released.
         while not self._done() and self._at_it.acquire(blocking=False):
             try:
