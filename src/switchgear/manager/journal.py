@@ -96,6 +96,7 @@ class Journal:
         self._db: sqlite3.Connection | None = None  # None: it is done without
         self._life: tuple[int, int] = (0, 0)  # epoch and origin
         self._slots: dict[str, Iterator[int]] = {}  # where a circuit's next event goes
+        self._failing = False  # and that has been logged
         self._retry_at = 0.0
         self._patience = _RETRY
 
@@ -149,7 +150,10 @@ class Journal:
             db.execute("INSERT INTO life VALUES (?, ?, ?, ?)", life)
             self._write(db, everything)
 
-        self._commit(write)
+        if self._commit(write) and self._failing:
+            self._failing = False
+            self._patience = _RETRY
+            log.warning("the journal %s is written again", self._path)
 
     def write(self, changes: Changes) -> None:
         """Write some changes, all or none; they are safe when this returns.
@@ -165,15 +169,12 @@ class Journal:
         return self._retry_at if self._db is None else None
 
     def reopen(self, now: float) -> bool:
-        """Try again; False: in vain."""
-        self._retry_at = now + self._patience
-        self._patience = min(2 * self._patience, _RETRY_MAX)
+        """Try again; False: in vain. A file that opens may still be one that cannot be written."""
         try:
             self._db = self._connect()
         except (sqlite3.Error, ConfigError, _UnusableError):
+            self._wait(now)
             return False
-        self._patience = _RETRY
-        log.warning("the journal %s is written again", self._path)
         return True
 
     def close(self) -> None:
@@ -201,15 +202,17 @@ class Journal:
             raise
         return db
 
-    def _commit(self, write: Callable[[sqlite3.Connection], None]) -> None:
+    def _commit(self, write: Callable[[sqlite3.Connection], None]) -> bool:
         if self._db is None:
-            return
+            return False
         try:
             self._db.execute("BEGIN")
             write(self._db)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             self._give_up(error)
+            return False
+        return True
 
     def _write(self, db: sqlite3.Connection, changes: Changes) -> None:
         standings, events, counts, sessions, ended = changes
@@ -227,13 +230,19 @@ class Journal:
 
     def _give_up(self, error: sqlite3.Error) -> None:
         self.close()
-        self._retry_at = time.monotonic() + self._patience
-        log.error(
-            "cannot write the journal %s (%s): what happens from now on is lost with this manager, "
-            "until it can be written again",
-            self._path,
-            error,
-        )
+        self._wait(time.monotonic())
+        if not self._failing:  # one line, and not one for every time it is tried
+            log.error(
+                "cannot write the journal %s (%s): what happens from now on is lost with this "
+                "manager, until it can be written again",
+                self._path,
+                error,
+            )
+        self._failing = True
+
+    def _wait(self, now: float) -> None:
+        self._retry_at = now + self._patience
+        self._patience = min(2 * self._patience, _RETRY_MAX)
 
     def _put_aside(self, reason: str) -> None:
         """Keep a file that is of no use, with what was not yet moved into it."""
