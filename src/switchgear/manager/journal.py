@@ -246,7 +246,8 @@ class Journal:
 
     def _put_aside(self, reason: str) -> None:
         """Keep a file that is of no use, with what was not yet moved into it."""
-        aside = f"{self._path}.{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}"
+        self.close()
+        aside = _free_name(f"{self._path}.{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}")
         for suffix in ("", "-wal"):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self._path + suffix, aside + suffix)
@@ -265,6 +266,12 @@ def _create(path: str) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:  # sqlite says so too, and without is better than not at all
             raise ConfigError(f"cannot open the journal {path}: {error.strerror}") from error
+
+
+def _free_name(name: str) -> str:
+    """It, or the first one like it that is not taken."""
+    others = (f"{name}.{number}" for number in itertools.count(2))
+    return next(each for each in itertools.chain((name,), others) if not os.path.lexists(each))
 
 
 def _says(error: sqlite3.Error, *texts: str) -> bool:
