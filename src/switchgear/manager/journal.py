@@ -264,7 +264,8 @@ def _create(path: str) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     except OSError as error:
-        if error.errno != errno.ENOSPC:  # sqlite says so too, and without is better than not at all
+        # sqlite says so too, and without is better than not at all
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise ConfigError(f"cannot open the journal {path}: {error.strerror}") from error
 
 
