@@ -190,13 +190,14 @@ class Journal:
         try:
             # Alone with it, we need no shared memory beside it; and nobody can lock us out later.
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            found = db.execute("PRAGMA user_version").fetchone()[0]
+            new = found == 0 and not db.execute("SELECT name FROM sqlite_master").fetchone()
+            if not new and found != FORMAT:  # before a page of it is changed: it is not ours
+                raise _UnusableError(f"is of format {found}, and this manager reads {FORMAT}")
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = OFF")
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0 and not db.execute("SELECT name FROM sqlite_master").fetchone():
+            if new:
                 db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-            elif found != FORMAT:
-                raise _UnusableError(f"is of format {found}, and this manager reads {FORMAT}")
         except BaseException:
             db.close()
             raise
