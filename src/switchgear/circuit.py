@@ -174,7 +174,7 @@ class Circuit:
         """Go on as a circuit that ended without a word.
 
         No permit is out: who holds one still may report, to a generation that may have passed.
-        An open circuit resumes with its remaining time, and never more than a whole `open_timeout`.
+        An open circuit resumes with its remaining time.
 
         Args:
             name: Its name.
@@ -186,9 +186,7 @@ class Circuit:
         circuit = cls(name, standing.config, now)
         circuit.state = standing.state
         circuit.generation = standing.generation
-        if standing.half_open_at is not None:
-            latest = now + standing.config.open_timeout
-            circuit._half_open_at = min(standing.half_open_at, latest)
+        circuit._half_open_at = standing.half_open_at
         circuit._state_changed_at = standing.state_changed_at
         circuit._entries = dict(zip(State, standing.entries, strict=True))
         if counts is not None:

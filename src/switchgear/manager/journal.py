@@ -15,6 +15,7 @@ import errno
 import itertools
 import json
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -318,8 +319,11 @@ def _read(db: sqlite3.Connection, utc_offset: float) -> Saved | None:
     boot, their_utc_offset, epoch, origin = life
     same_boot = boot == _boot()
     shift = 0.0 if same_boot else their_utc_offset - utc_offset
+    # By the time of day, which may have been set meanwhile, an open circuit could stay so for years.
+    now = math.inf if same_boot else time.monotonic()
     try:
-        circuits = {row[0]: _circuit(row, shift) for row in db.execute("SELECT * FROM circuits")}
+        rows = db.execute("SELECT * FROM circuits")
+        circuits = {row[0]: _circuit(row, shift, now) for row in rows}
         sessions = [SavedSession(*row) for row in db.execute("SELECT * FROM sessions")]
         rows = db.execute("SELECT message FROM events ORDER BY version")
         events = [_event(frame) for (frame,) in rows]
@@ -328,14 +332,15 @@ def _read(db: sqlite3.Connection, utc_offset: float) -> Saved | None:
     return Saved(epoch, origin, circuits, sessions if same_boot else [], events)
 
 
-def _circuit(row: tuple[Any, ...], shift: float) -> tuple[Standing, Counts | None]:
-    name, config, state, generation, half_open_at, changed_at, *entries = row[:9]
+def _circuit(row: tuple[Any, ...], shift: float, now: float) -> tuple[Standing, Counts | None]:
+    name, text, state, generation, half_open_at, changed_at, *entries = row[:9]
     check_name(name)
+    config = CircuitConfig(**json.loads(text))
     standing = Standing(
-        CircuitConfig(**json.loads(config)),
+        config,
         State(state),
         generation,
-        _moved(half_open_at, shift),
+        None if half_open_at is None else min(half_open_at + shift, now + config.open_timeout),
         changed_at + shift,
         (entries[0], entries[1], entries[2]),
     )
