@@ -26,10 +26,10 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 from ..circuit import Counts, Standing, Totals
-from ..config import CircuitConfig, check_name
+from ..config import MAX_SECONDS, CircuitConfig, check_name
 from ..errors import ConfigError, ProtocolError
 from ..states import State
-from ..wire import FROM_CONTROL, HISTORY, Event, decode, encode
+from ..wire import FROM_CONTROL, HISTORY, MAX_ERROR_CHARACTERS, Event, decode, encode
 from .sessions import SavedSession
 from .unsaved import Changes, Saved
 
@@ -39,6 +39,9 @@ FORMAT: Final = 1  # of the file; another one is not read
 _LOCK_PATIENCE: Final = 1.0  # seconds that somebody else may hold the file, to look at it
 _RETRY: Final = 1.0  # seconds until a file that could not be written is tried again, then
 _RETRY_MAX: Final = 30.0  # twice as long each time, up to this
+
+_LARGEST: Final = 2**62  # of the whole numbers in it
+_LATEST: Final = 253_402_300_799.0  # seconds of Unix time: the end of the year 9999
 
 _SCHEMA: Final = f"""
     CREATE TABLE life (
@@ -316,19 +319,25 @@ def _read(db: sqlite3.Connection, utc_offset: float) -> Saved | None:
     life = db.execute("SELECT boot, utc_offset, epoch, origin FROM life").fetchone()
     if life is None:
         return None
-    boot, their_utc_offset, epoch, origin = life
-    same_boot = boot == _boot()
-    shift = 0.0 if same_boot else their_utc_offset - utc_offset
-    # By the time of day, which may have been set meanwhile, an open circuit could stay so for years.
-    now = math.inf if same_boot else time.monotonic()
     try:
-        rows = db.execute("SELECT * FROM circuits")
-        circuits = {row[0]: _circuit(row, shift, now) for row in rows}
-        sessions = [SavedSession(*row) for row in db.execute("SELECT * FROM sessions")]
-        rows = db.execute("SELECT message FROM events ORDER BY version")
-        events = [_event(frame) for (frame,) in rows]
+        return _saved(db, life, utc_offset)
     except (TypeError, ValueError, ProtocolError) as error:
         raise _UnusableError(f"is damaged ({error})") from error
+
+
+def _saved(db: sqlite3.Connection, life: tuple[Any, ...], utc_offset: float) -> Saved:
+    boot, their_utc_offset, epoch, origin = life
+    same_boot = boot == _boot()
+    shift = 0.0 if same_boot else _number(their_utc_offset, _LATEST) - utc_offset
+    # The time of day may have been set meanwhile, and an open circuit could stay so for years.
+    now = math.inf if same_boot else time.monotonic()
+    if _whole(origin) > _whole(epoch):
+        raise ValueError(f"manager {epoch} is in the line of {origin}, which is later")
+    rows = db.execute("SELECT * FROM circuits")
+    circuits = {row[0]: _circuit(row, shift, now) for row in rows}
+    sessions = [_session(row) for row in db.execute("SELECT * FROM sessions")]
+    rows = db.execute("SELECT name, version, message FROM events ORDER BY version")
+    events = [_event(*row) for row in rows]
     return Saved(epoch, origin, circuits, sessions if same_boot else [], events)
 
 
@@ -336,38 +345,65 @@ def _circuit(row: tuple[Any, ...], shift: float, now: float) -> tuple[Standing, 
     name, text, state, generation, half_open_at, changed_at, *entries = row[:9]
     check_name(name)
     config = CircuitConfig(**json.loads(text))
+    closed, opened, half_opened = map(_whole, entries)
+    if (state == State.OPEN.value) != (half_open_at is not None):
+        raise ValueError(f"{name!r} is {state}, and half-open at {half_open_at}")
+    until = None
+    if half_open_at is not None:
+        until = min(_number(half_open_at) + shift, now + config.open_timeout)
     standing = Standing(
         config,
         State(state),
-        generation,
-        None if half_open_at is None else min(half_open_at + shift, now + config.open_timeout),
-        changed_at + shift,
-        (entries[0], entries[1], entries[2]),
+        _whole(generation),
+        until,
+        _number(changed_at) + shift,
+        (closed, opened, half_opened),
     )
-    if (standing.state is State.OPEN) != (half_open_at is not None):
-        raise ValueError(f"{name!r} is {state}, and half-open at {half_open_at}")
-    counted, successes_in_a_row, failures_in_a_row, *counts = row[9:]
-    if counted is None:
-        return standing, None
-    successes, failures, neutral, rejected, lost, stale, error, error_at, durations = counts
-    totals = Totals(successes, failures, neutral, rejected, array("d", durations), error)
-    return standing, Counts(
+    return standing, None if row[9] is None else _counts(row[9:], shift)
+
+
+def _counts(row: tuple[Any, ...], shift: float) -> Counts:
+    *numbers, error, error_at, durations = row
+    counted, successes_in_a_row, failures_in_a_row, *counts = map(_whole, numbers)
+    successes, failures, neutral, rejected, lost, stale = counts
+    window = array("d", durations)
+    for duration in window:
+        _number(duration)
+    if error is not None and (type(error) is not str or len(error) > MAX_ERROR_CHARACTERS):
+        raise ValueError("a last error that is no text, or a long one")
+    return Counts(
         generation=counted,
         consecutive_successes=successes_in_a_row,
         consecutive_failures=failures_in_a_row,
-        totals=totals,
+        totals=Totals(successes, failures, neutral, rejected, window, error),
         permits_lost=lost,
         stale_reports=stale,
-        last_error_at=_moved(error_at, shift),
+        last_error_at=None if error_at is None else _number(error_at) + shift,
     )
 
 
-def _moved(at: float | None, shift: float) -> float | None:
-    return None if at is None else at + shift
+def _session(row: tuple[Any, ...]) -> SavedSession:
+    token, *numbers = row
+    if type(token) is not bytes or len(token) != 16:
+        raise ValueError("a session without a token")
+    return SavedSession(token, *map(_whole, numbers))
 
 
-def _event(frame: bytes) -> Event:
+def _event(name: str, version: int, frame: bytes) -> Event:
     message = decode(frame, FROM_CONTROL)
-    if not isinstance(message, Event):
-        raise TypeError(f"{type(message).__name__} where an Event was expected")
+    if not isinstance(message, Event) or message[0] != version or message.name != name:
+        raise ValueError(f"event {version} of {name!r} is another one")
     return message
+
+
+def _whole(value: object) -> int:
+    # Whatever is added to it later has to fit into the file, too.
+    if type(value) is not int or not 0 <= value <= _LARGEST:
+        raise ValueError(f"{value!r} where a whole number was expected")
+    return value
+
+
+def _number(value: object, most: float = MAX_SECONDS) -> float:
+    if type(value) is not float or not abs(value) <= most:
+        raise ValueError(f"{value!r} where a number was expected")
+    return value
