@@ -27,6 +27,7 @@ from switchgear.manager.unsaved import SAVE_INTERVAL, Changes
 from switchgear.states import Outcome, State
 from switchgear.stats import CircuitStats
 from switchgear.wire import (
+    HISTORY,
     TO_DATA,
     Batch,
     Event,
@@ -477,6 +478,10 @@ def test_g1_events_rise_by_one_for_everybody_whoever_is_killed(seed: int) -> Non
         for event in client.events:
             assert walk.events[1, event.version] == event
         assert seen[-1:] == everything[-1:]
+        # What was skipped is older than what a successor gets to know of.
+        for version in set(range(1, max(seen) + 1)) - set(seen):
+            later = Counter(event.name for event in walk.events.values() if event[0] > version)
+            assert max(later.values()) >= HISTORY
 
 
 @pytest.mark.parametrize("seed", range(10))
