@@ -11,11 +11,13 @@ import pytest
 
 from switchgear.config import CircuitConfig
 from switchgear.manager.acks import ACK_DELAY, ACKS_TOGETHER
-from switchgear.manager.actor import EVENTS_KEPT, Actor, Send
+from switchgear.manager.actor import ABSENCE, EVENTS_KEPT, Actor, Send
 from switchgear.manager.sessions import CONTROL, DATA, Peer, Session
+from switchgear.manager.unsaved import SAVE_INTERVAL, Saved
 from switchgear.states import Outcome, State, Verdict
 from switchgear.stats import CircuitStats
 from switchgear.wire import (
+    HISTORY,
     KINDS,
     PAGE,
     PROTOCOL,
@@ -1321,3 +1323,248 @@ def test_who_only_asks_has_used_it_then_and_not_for_ever(desk: Desk) -> None:
     desk.ask(control, Ping(1), Pong)
     desk.at(150.0)
     assert desk.actor.idle_since == 100.0
+
+
+# -- what survives ---------------------------------------------------------------------------------
+
+
+def successor(desk: Desk, *, epoch: int = 1, later: float = 0.0) -> Desk:
+    """The manager of a desk is killed when it has saved everything; this is the next one's."""
+    changes = desk.actor.everything()
+    counts = dict(changes.counts)
+    circuits = {name: (standing, counts[name]) for name, standing in changes.standings}
+    saved = Saved(desk.actor.epoch, desk.actor.origin, circuits, changes.sessions, changes.events)
+    other = Desk()
+    other.now = desk.now + later
+    other.actor = Actor(epoch, pid=4242, utc_offset=OFFSET)
+    other.actor.restore(saved, other.now)
+    other.actor.check()
+    return other
+
+
+@pytest.mark.parametrize(("theirs", "epoch"), [(1, EPOCH + 1), (EPOCH, EPOCH + 1), (99, 99)])
+def test_the_epoch_of_a_successor_is_higher_whatever_the_time_of_day_and_its_origin_is_the_firsts(
+    desk: Desk, peer: Peer, theirs: int, epoch: int
+) -> None:
+    second = successor(desk, epoch=theirs)
+    third = successor(second, epoch=theirs)
+    assert (second.actor.epoch, second.actor.origin) == (epoch, EPOCH)
+    assert (third.actor.epoch, third.actor.origin) == (epoch + 1, EPOCH)
+    welcome = third.ask(Peer(DATA, b"x"), hello(9), Welcome)
+    assert (welcome.epoch, welcome.origin) == (epoch + 1, EPOCH)
+
+
+def test_a_successor_knows_how_far_each_session_has_come(desk: Desk, peer: Peer) -> None:
+    for number in (1, 2, 3):
+        desk.hand_in(peer, report(number, None))
+    other = successor(desk)
+    again = Peer(DATA, b"again")
+    assert other.ask(again, hello(1), Welcome).reports == 3
+    assert other.ask(Peer(DATA, b"new"), hello(2), Welcome).reports == 0
+    assert code_of(other.tell(again, report(3, None))) is ErrorCode.DUPLICATE_REPORT
+    other.hand_in(again, report(4, None))
+    assert other.stats(again).total_successes == 4
+
+
+@pytest.mark.parametrize("how", ["goodbye", "died"])
+def test_a_successor_does_not_know_sessions_that_had_ended(
+    desk: Desk, peer: Peer, how: str
+) -> None:
+    desk.hand_in(peer, report(1, None))
+    if how == "goodbye":
+        desk.hand_in(peer, Goodbye())
+    else:
+        desk.die(peer)
+    assert successor(desk).ask(Peer(DATA, b"x"), hello(1), Welcome).reports == 0
+
+
+def test_a_predecessors_session_is_forgotten_after_an_hour_and_not_before_and_only_if_it_is_absent(
+    desk: Desk, peer: Peer
+) -> None:
+    desk.hand_in(desk.client(2), report(1, None))
+    desk.hand_in(peer, report(1, None))
+    other = successor(desk)
+    other.ask(Peer(DATA, b"back"), hello(2), Welcome)
+    assert other.actor.next_deadline == other.now + ABSENCE
+    other.at(other.now + ABSENCE - 1)
+    assert len(other.actor.everything().sessions) == 2
+    other.at(other.now + 1)
+    assert [session.token for session in other.actor.everything().sessions] == [b"\x02" * 16]
+    assert other.actor.session(b"\x01" * 16) is None
+    assert other.actor.next_deadline is None
+
+
+def test_the_end_of_an_absent_session_is_saved(desk: Desk, peer: Peer) -> None:
+    desk.hand_in(peer, report(1, None))
+    other = successor(desk)
+    other.actor.tick(other.now + ABSENCE)
+    assert other.actor.save().ended == [b"\x01" * 16]
+
+
+def test_versions_go_on_and_what_was_missed_is_told(desk: Desk, peer: Peer) -> None:
+    desk.trip(peer)
+    control = Peer(CONTROL, b"c")
+    desk.ask(control, Reset(1, "a"), ResetDone)
+    other = successor(desk)
+    heard = other.tell(control, Subscribe(1, 1))
+    assert [m.version for m in heard if isinstance(m, Subscribed | Event)] == [1, 2]
+    heard = other.tell(control, Reset(2, "a"))
+    assert [m.version for m in heard if isinstance(m, Event)] == [3]
+
+
+def test_of_events_only_those_in_a_row_up_to_the_last_are_told(desk: Desk, peer: Peer) -> None:
+    desk.tell(peer, Declare(2, "b", TRIPS_AT_ONCE))
+    control = Peer(CONTROL, b"c")
+    desk.ask(control, Reset(1, "b"), ResetDone)
+    for number in range(HISTORY + 1):
+        desk.ask(control, Reset(2 + number, "a"), ResetDone)
+    other = successor(desk)  # to which version 2 is unknown
+    heard = other.tell(control, Subscribe(1, 0))
+    versions = [m.version for m in heard if isinstance(m, Subscribed | Event)]
+    assert versions == [2, *range(3, HISTORY + 3)]
+
+
+def test_timers_go_on(desk: Desk, peer: Peer) -> None:
+    desk.trip(peer)
+    other = successor(desk, later=20.0)
+    assert other.actor.next_deadline == desk.now + 30.0
+    other.at(desk.now + 29.999)
+    assert other.stats(peer).state is State.OPEN
+    other.at(desk.now + 30.0)
+    assert other.stats(peer).state is State.HALF_OPEN
+
+
+def test_an_open_time_that_ended_meanwhile_ends_with_the_first_tick(desk: Desk, peer: Peer) -> None:
+    desk.trip(peer)
+    other = successor(desk, later=1_000.0)
+    assert [type(send.message) for send in other.at(other.now)] == []
+    assert other.stats(peer).state is State.HALF_OPEN
+    assert other.actor.everything().events[-1].cause == "timeout"
+
+
+def test_a_report_of_any_epoch_of_the_line_has_its_generation_and_of_no_other(
+    desk: Desk, peer: Peer
+) -> None:
+    third = successor(successor(desk))
+    client = third.client(1)
+    verdicts = {}
+    for number, epoch in enumerate((EPOCH - 1, EPOCH, EPOCH + 1, EPOCH + 2, EPOCH + 3), start=1):
+        third.hand_in(client, report(number, None, epoch=epoch))
+        third.hand_in(client, Sync(number))
+        (verdicts[epoch - EPOCH],) = [
+            send.message.verdict
+            for send in third.said
+            if isinstance(send.message, Reported) and send.message.number == number
+        ]
+    stale, counted = Verdict.STALE, Verdict.COUNTED
+    assert verdicts == {-1: stale, 0: counted, 1: counted, 2: counted, 3: stale}
+
+
+def test_a_probe_of_a_predecessor_moves_nothing_and_takes_no_room(desk: Desk, peer: Peer) -> None:
+    desk.trip(peer)
+    desk.at(desk.now + 30.0)
+    permit = desk.permit(peer, 2)
+    other = successor(desk)
+    client = other.client(1)
+    generation = other.stats(client).generation
+    assert (other.stats(client).state, other.stats(client).in_flight) == (State.HALF_OPEN, 0)
+    other.permit(client, 1)
+    other.hand_in(client, report(2, permit, generation=generation))
+    stats = other.stats(client)
+    assert (stats.state, stats.total_successes, stats.in_flight) == (State.HALF_OPEN, 1, 1)
+
+
+def test_what_is_acknowledged_was_saved_and_welcome_waits_for_it_too(
+    desk: Desk, peer: Peer
+) -> None:
+    actor = desk.actor
+    actor.save()
+    assert actor.receive(peer, report(1, None, Outcome.FAILURE), desk.now) == []
+    assert actor.save_by == 0.0
+    again = Peer(DATA, b"again")
+    assert actor.receive(again, hello(1), desk.now) == []
+    changes = actor.save()
+    assert [session.reports for session in changes.sessions] == [1]
+    assert [counts.totals.failures for _, counts in changes.counts] == [1]
+    (send,) = actor.saved(desk.now)
+    assert send.peer == again
+    assert isinstance(send.message, Welcome)
+    assert send.message.reports == 1
+    # Now that it is saved, there is nothing to wait for.
+    assert [type(send.message) for send in actor.receive(again, hello(1), desk.now)] == [Welcome]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Report(1, "a", EPOCH, None, 1, Outcome.SUCCESS, 0, None),  # a duplicate
+        Report(2, "nobody's", EPOCH, None, 1, Outcome.SUCCESS, 0, None),
+        Report(2, "a", EPOCH, 4711, 1, Outcome.SUCCESS, 0, None),  # no permit of that number
+        Sync(7),
+    ],
+)
+def test_no_refusal_and_no_answer_tells_of_a_report_before_it_is_saved(
+    desk: Desk, peer: Peer, message: Message
+) -> None:
+    actor = desk.actor
+    actor.save()
+    assert actor.receive(peer, report(1, None), desk.now) == []
+    assert actor.receive(peer, message, desk.now) == []
+    assert actor.save_by == 0.0
+    actor.save()
+    told = [send.message for send in actor.saved(desk.now)]
+    assert isinstance(told[0], Reported)
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("what", ["declare", "configure", "trip", "reset", "timeout", "lost"])
+def test_whatever_changes_where_a_circuit_stands_is_news(desk: Desk, what: str) -> None:
+    actor, peer = desk.actor, desk.client(1)
+    if what != "declare":
+        desk.tell(peer, Declare(1, "a", TRIPS_AT_ONCE))
+    if what in ("timeout", "lost"):
+        desk.trip(peer)
+    if what == "lost":
+        desk.at(desk.now + 30.0)
+        desk.permit(peer, 2)
+    actor.save()
+    match what:
+        case "declare":
+            actor.receive(peer, Declare(1, "a", TRIPS_AT_ONCE), desk.now)
+        case "configure":
+            actor.receive(peer, Declare(2, "a", CircuitConfig()), desk.now)
+        case "trip":
+            actor.receive(peer, report(1, None, Outcome.FAILURE), desk.now)
+        case "reset":
+            actor.receive(Peer(CONTROL, b"c"), Reset(1, "a"), desk.now)
+        case "timeout":
+            actor.tick(desk.now + 30.0)
+        case "lost":
+            actor.tick(desk.now + 10.0)
+    assert actor.news
+    changes = actor.take_news()
+    assert [name for name, _ in changes.standings] == ["a"]
+    assert len(changes.events) == (what != "declare")
+    assert not actor.news
+
+
+def test_what_has_changed_is_saved_in_time_whether_anybody_waits_for_it_or_not(
+    desk: Desk, peer: Peer
+) -> None:
+    desk.trip(peer)
+    desk.actor.save()
+    assert desk.actor.save_by is None
+    desk.actor.receive(peer, Acquire(2, "a", LATER), desk.now)  # rejected
+    assert desk.actor.save_by == desk.now + SAVE_INTERVAL
+    assert desk.actor.next_deadline == desk.now + SAVE_INTERVAL
+    ((_, counts),) = desk.actor.save().counts
+    assert counts.totals.rejected == 1
+
+
+def test_last_words_are_all_that_is_held_back(desk: Desk, peer: Peer) -> None:
+    other = desk.client(2)
+    for holder in (peer, other):
+        assert desk.actor.receive(holder, report(1, None), desk.now) == []
+    desk.actor.save()
+    assert [send.peer for send in desk.actor.last_words()] == [peer, other]
+    assert desk.actor.last_words() == []
