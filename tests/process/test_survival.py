@@ -400,3 +400,69 @@ def call_and_flush(client: sg.Client, breaker: sg.Breaker) -> bool:
     breaker.execute(int)
     client.flush(PATIENCE)
     return True
+
+
+# -- what was told is saved ------------------------------------------------------------------------
+
+DYING: Final = """
+import os, signal, time
+from switchgear.manager import journal, run
+write = journal.Journal.write
+def die(self, changes):
+    if changes.{what}:
+        if "{when}" == "after":
+            write(self, changes)
+        time.sleep(0.3)  # for all that has been sent, if anything, to arrive
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, changes)
+journal.Journal.write = die
+run.main()
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_g10_nobody_is_told_of_a_report_that_is_not_saved(
+    address: str, client: sg.Client, when: str
+) -> None:
+    program = ("-c", DYING.format(what="sessions", when=when))
+    with ending(start_manager(address, program=program)) as first:
+        breaker = client.breaker("service", failure_threshold=2, open_timeout=600.0)
+        permit = breaker.acquire()
+        permit.failure("down")
+        first.wait(PATIENCE)
+        assert permit.verdict is None
+    with ending(start_manager(address)):
+        client.flush(PATIENCE)
+        stats = breaker.stats()
+        assert (stats.total_failures, stats.consecutive_failures) == (1, 1)
+        assert permit.verdict in (None, sg.Verdict.COUNTED)  # None: Welcome says that it was
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_g1_nobody_is_told_of_a_transition_that_is_not_saved(
+    address: str, client: sg.Client, when: str
+) -> None:
+    seen: list[sg.State] = []
+    program = ("-c", DYING.format(what="events", when=when))
+    with ending(start_manager(address, program=program)) as first:
+        breaker = client.breaker(
+            "service",
+            failure_threshold=1,
+            open_timeout=600.0,
+            on_state_change=lambda name, old, new: seen.append(new),
+        )
+        breaker.execute(int)
+        with pytest.raises(ConnectionError):
+            breaker.execute(fail)
+        first.wait(PATIENCE)
+        assert seen == []
+        with contextlib.suppress(sg.ManagerUnavailableError):
+            breaker.execute(int)  # unless it had heard that the circuit is open
+    with ending(start_manager(address)), connect(address) as other:
+        client.flush(PATIENCE)
+        assert eventually(lambda: seen) == [sg.State.OPEN]
+        stats = other.stats("service")
+        assert (stats.state, stats.generation, stats.total_failures) == (sg.State.OPEN, 2, 1)
+        breaker.reset()
+        eventually(lambda: len(seen) > 1)
+    assert seen == [sg.State.OPEN, sg.State.CLOSED]
