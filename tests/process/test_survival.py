@@ -284,6 +284,26 @@ def test_an_orderly_stop_and_start_keeps_everything_and_counts_nothing_twice(
         assert (stats.consecutive_failures, breaker.metrics().stale_reports) == (1, 0)
 
 
+def test_what_comes_with_the_order_to_stop_is_saved(address: str) -> None:
+    with (
+        ending(start_manager(address)) as first,
+        connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client,
+    ):
+        breaker = client.breaker("service", consistency="strict")
+        permits = [breaker.acquire() for _ in range(20)]
+        link = client.link()
+        assert link is not None
+        with stopped(first.pid):
+            for permit in permits:
+                permit.success()
+            eventually(lambda: link._session._reports.sent == 20)
+            first.send_signal(signal.SIGTERM)
+        assert first.wait(PATIENCE) == 0
+    # The client has gone, so nobody sends anything again.
+    with ending(start_manager(address)), connect(address) as other:
+        assert other.stats("service").total_successes == 20
+
+
 SLEEPER: Final = """
 import sys
 import switchgear as sg

@@ -1561,6 +1561,26 @@ def test_what_has_changed_is_saved_in_time_whether_anybody_waits_for_it_or_not(
     assert counts.totals.rejected == 1
 
 
+@pytest.mark.parametrize("how", ["by its deadline", "with its holder"])
+def test_a_permit_that_is_lost_is_counted_for_the_successor_too(
+    desk: Desk, peer: Peer, how: str
+) -> None:
+    desk.tell(peer, Declare(2, "a", replace(TRIPS_AT_ONCE, lost_permit="ignore")))
+    desk.trip(peer)
+    desk.at(desk.now + 30.0)
+    desk.permit(peer, 2)
+    desk.actor.save()
+    if how == "by its deadline":
+        desk.actor.tick(desk.now + 10.0)
+    else:
+        session = desk.actor.session_of(peer)
+        assert session is not None
+        desk.actor.died(session, desk.now)
+    assert desk.actor.save_by is not None
+    ((_, counts),) = desk.actor.save().counts
+    assert counts.permits_lost == 1
+
+
 def test_last_words_are_all_that_is_held_back(desk: Desk, peer: Peer) -> None:
     other = desk.client(2)
     for holder in (peer, other):
