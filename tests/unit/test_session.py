@@ -1180,3 +1180,19 @@ def test_the_walk_reaches_every_state_and_a_full_half_open_circuit() -> None:
     assert seen["rejected here"] > 20
     assert seen["news on the way"] > 0
     assert seen["not a holder"] > 0
+
+
+def test_a_successor_is_not_told_again_what_its_predecessor_has_answered() -> None:
+    pair = Pair(2)
+    for client, threshold in ((1, 5), (0, 10)):
+        session = pair.clients[client].session
+        session.declare("a", CircuitConfig(failure_threshold=threshold))
+        pair.run()
+    pair.clients[0].session.declare("b", None)
+    pair.collect()
+    pair.kill_manager()  # before it has answered that
+    pair.connect_all()
+    pair.run()
+    circuits = pair.actor._circuits
+    assert (circuits["a"].config.failure_threshold, pair.actor._version) == (10, 1)
+    assert "b" in circuits

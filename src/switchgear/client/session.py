@@ -411,7 +411,7 @@ class Session:
         line.epoch, line.origin = message.epoch, message.origin
         if connection == DATA:
             self._leases.length = to_seconds(message.lease)
-            self._resume_data(message.reports, another, now)
+            self._resume_data(message.reports, another, another_line, now)
         elif self._subscribed:
             if another_line:
                 self._seen = None  # versions are counted anew
@@ -429,7 +429,7 @@ class Session:
         same = sent_at <= theirs <= now
         self._clock_offset = 0.0 if same else theirs - (sent_at + now) / 2
 
-    def _resume_data(self, taken_in: int, another: bool, now: float) -> None:
+    def _resume_data(self, taken_in: int, another: bool, another_line: bool, now: float) -> None:
         """Go on where this manager stands: our reports up to a number are in what it knows."""
         self._leases.end_all()
         if another:
@@ -441,7 +441,9 @@ class Session:
         self._acknowledge(taken_in, None)
         self._reports.restart(taken_in)
         unanswered = set(self._declaring.values())
-        again = list(self._declared) if another else [n for n in self._declared if n in unanswered]
+        # A successor knows what its predecessor has answered; and to declare that again would undo
+        # what others have declared since.
+        again = [name for name in self._declared if another_line or name in unanswered]
         self._declaring.clear()
         for name in again:
             self._send_declare(name)
