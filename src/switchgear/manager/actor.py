@@ -152,7 +152,7 @@ class Actor:
             now: Seconds.
         """
         self.epoch = max(self.epoch, saved.epoch + 1)
-        self.origin = saved.origin
+        self.origin = self.epoch if saved.origin is None else saved.origin
         for name, (standing, counts) in saved.circuits.items():
             self._circuits[name] = Circuit.restore(name, standing, counts, now)
             self._arm(self._circuits[name])

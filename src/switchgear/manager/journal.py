@@ -97,6 +97,7 @@ class Journal:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self._behind = f"{path}.behind"  # it is there when the file could not be written
         self._db: sqlite3.Connection | None = None  # None: it is done without
         self._life: tuple[int, int] = (0, 0)  # epoch and origin
         self._slots: dict[str, Iterator[int]] = {}  # where a circuit's next event goes
@@ -115,7 +116,10 @@ class Journal:
         """
         try:
             self._db = self._connect()
-            return _read(self._db, utc_offset)
+            saved = _read(self._db, utc_offset)
+            # Generations and versions that are not in it were told: they must not come again.
+            behind = os.path.lexists(self._behind)
+            return saved._replace(origin=None) if saved is not None and behind else saved
         except sqlite3.Error as error:
             if _says(error, "locked"):
                 raise ConfigError(
@@ -154,7 +158,11 @@ class Journal:
             db.execute("INSERT INTO life VALUES (?, ?, ?, ?)", life)
             self._write(db, everything)
 
-        if self._commit(write) and self._failing:
+        if not self._commit(write):
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(self._behind)
+        if self._failing:
             self._failing = False
             self._patience = _RETRY
             log.warning("the journal %s is written again", self._path)
@@ -235,6 +243,8 @@ class Journal:
 
     def _give_up(self, error: sqlite3.Error) -> None:
         self.close()
+        with contextlib.suppress(ConfigError):  # without a byte in it: that may work on a full disk
+            _create(self._behind)
         self._wait(time.monotonic())
         if not self._failing:  # one line, and not one for every time it is tried
             log.error(

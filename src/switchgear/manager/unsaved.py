@@ -37,14 +37,15 @@ class Saved(NamedTuple):
 
     Attributes:
         epoch: Its own.
-        origin: The epoch of the first manager in its line.
+        origin: The epoch of the first manager in its line; None: the line ends with it, because it
+            has told more than is in here.
         circuits: By name. Counts may be missing, and older than the standing.
         sessions: Those that may come back.
         events: The last ones of each circuit, by version.
     """
 
     epoch: int
-    origin: int
+    origin: int | None
     circuits: Mapping[str, tuple[Standing, Counts | None]]
     sessions: list[SavedSession]
     events: list[Event]
