@@ -1588,3 +1588,21 @@ def test_last_words_are_all_that_is_held_back(desk: Desk, peer: Peer) -> None:
     desk.actor.save()
     assert [send.peer for send in desk.actor.last_words()] == [peer, other]
     assert desk.actor.last_words() == []
+
+
+def test_after_a_predecessor_that_could_not_save_all_it_told_a_new_line_begins(
+    desk: Desk, peer: Peer
+) -> None:
+    desk.hand_in(peer, report(1, None))
+    changes = desk.actor.everything()
+    circuits = {name: (standing, None) for name, standing in changes.standings}
+    other = Desk()
+    other.actor = Actor(EPOCH + 5, utc_offset=OFFSET)
+    saved = Saved(EPOCH, None, circuits, changes.sessions, changes.events)
+    other.actor.restore(saved, other.now)
+    client = Peer(DATA, b"again")
+    welcome = other.ask(client, hello(1), Welcome)
+    assert (welcome.epoch, welcome.origin, welcome.reports) == (EPOCH + 5, EPOCH + 5, 1)
+    other.hand_in(client, report(2, None, Outcome.FAILURE))  # which would open it
+    assert other.stats(client).state is State.CLOSED
+    assert other.stats(client).total_failures == 1

@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import resource
+import shutil
 import signal
 import sqlite3
 import stat
@@ -634,7 +635,14 @@ def test_a_write_that_fails_leaves_all_as_it_was_and_is_logged_once(
     assert len(caplog.records) == 1
     disk.fails = None
     circuits = {"a": (STANDING, COUNTS), "b": (CLOSED, None)}
-    assert open_journal(path) == Saved(5, 3, circuits, [SESSION], [event(1)])
+    # What was told since is not in it, so nobody may go on as if it were.
+    assert open_journal(path) == Saved(5, None, circuits, [SESSION], [event(1)])
+    assert open_journal(path) == Saved(5, None, circuits, [SESSION], [event(1)])
+    journal = Journal(str(path))
+    assert journal.open(OFFSET) is not None
+    journal.begin(6, 6, OFFSET, SOME)
+    journal.close()
+    assert open_journal(path) == Saved(6, 6, circuits, [SESSION], [event(1)])
 
 
 @pytest.mark.parametrize("place", ["connect", "PRAGMA", *PLACES, "DELETE"])
@@ -673,7 +681,7 @@ def test_it_is_tried_again_ever_more_seldom_and_said_only_once_that_it_works(
     disk.fails = None
     saved = open_journal(path)
     assert saved is not None
-    assert saved.epoch == 6
+    assert (saved.epoch, saved.origin) == (6, None)
 
 
 def test_a_disk_that_is_full_from_the_beginning_is_done_without(
@@ -707,8 +715,7 @@ def test_when_its_directory_is_gone_it_is_tried_again_in_vain_and_then_not(tmp_p
     journal = Journal(str(directory / "m.journal"))
     assert journal.open(OFFSET) is None
     journal._give_up(sqlite3.OperationalError("disk I/O error"))
-    (directory / "m.journal").unlink()
-    directory.rmdir()
+    shutil.rmtree(directory)
     assert not journal.reopen(time.monotonic())
     directory.mkdir()
     assert journal.reopen(time.monotonic())
