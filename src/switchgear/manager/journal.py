@@ -115,17 +115,18 @@ class Journal:
             ConfigError: Another program has it locked, or it is out of our reach.
         """
         try:
-            self._db = self._connect()
-            saved = _read(self._db, utc_offset)
+            saved = _read(self._connect(), utc_offset)
             # Generations and versions that are not in it were told: they must not come again.
             behind = os.path.lexists(self._behind)
             return saved._replace(origin=None) if saved is not None and behind else saved
         except sqlite3.Error as error:
             if _says(error, "locked"):
+                self.close()
                 raise ConfigError(
                     f"another program has the journal {self._path} locked; end that program"
                 ) from error
             if _says(error, "unable to open", "readonly"):
+                self.close()
                 raise ConfigError(f"cannot open the journal {self._path}: {error}") from error
             if _says(error, "full", "disk I/O"):
                 self._give_up(error)
@@ -135,7 +136,7 @@ class Journal:
             reason = str(error)
         self._put_aside(reason)
         try:
-            self._db = self._connect()
+            self._connect()
         except sqlite3.Error as error:
             self._give_up(error)
         return None
@@ -183,8 +184,9 @@ class Journal:
     def reopen(self, now: float) -> bool:
         """Try again; False: in vain. A file that opens may still be one that cannot be written."""
         try:
-            self._db = self._connect()
+            self._connect()
         except (sqlite3.Error, ConfigError, _UnusableError):
+            self.close()
             self._wait(now)
             return False
         return True
@@ -199,20 +201,17 @@ class Journal:
     def _connect(self) -> sqlite3.Connection:
         _create(self._path)
         db = sqlite3.connect(self._path, timeout=_LOCK_PATIENCE, isolation_level=None)
-        try:
-            # Alone with it, we need no shared memory beside it; and nobody can lock us out later.
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            found = db.execute("PRAGMA user_version").fetchone()[0]
-            new = found == 0 and not db.execute("SELECT name FROM sqlite_master").fetchone()
-            if not new and found != FORMAT:  # before a page of it is changed: it is not ours
-                raise _UnusableError(f"is of format {found}, and this manager reads {FORMAT}")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = OFF")
-            if new:
-                db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-        except BaseException:
-            db.close()
-            raise
+        self._db = db  # to be closed by us, whatever comes: closing takes away what is beside it
+        # Alone with it, we need no shared memory beside it; and nobody can lock us out later.
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        found = db.execute("PRAGMA user_version").fetchone()[0]
+        new = found == 0 and not db.execute("SELECT name FROM sqlite_master").fetchone()
+        if not new and found != FORMAT:  # before a page of it is changed: it is not ours
+            raise _UnusableError(f"is of format {found}, and this manager reads {FORMAT}")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = OFF")
+        if new:
+            db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         return db
 
     def _commit(self, write: Callable[[sqlite3.Connection], None]) -> bool:
@@ -261,11 +260,11 @@ class Journal:
 
     def _put_aside(self, reason: str) -> None:
         """Keep a file that is of no use, with what was not yet moved into it."""
-        self.close()
         aside = _free_name(f"{self._path}.{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}")
         for suffix in ("", "-wal"):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self._path + suffix, aside + suffix)
+        self.close()  # not before, because that takes the log away
         log.error(
             "the journal %s %s: it is kept as %s, and every circuit begins anew",
             self._path,
