@@ -1375,6 +1375,7 @@ def test_a_successor_does_not_know_sessions_that_had_ended(
         desk.hand_in(peer, Goodbye())
     else:
         desk.die(peer)
+    assert desk.actor.save().ended == [b"\x01" * 16]
     assert successor(desk).ask(Peer(DATA, b"x"), hello(1), Welcome).reports == 0
 
 

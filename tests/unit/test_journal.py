@@ -831,3 +831,13 @@ def test_a_disk_that_is_full_leaves_what_was_written_before(path: Path) -> None:
     assert saved is not None
     assert [session.reports for session in saved.sessions] == [int(number)]
     assert {standing.generation for standing, _ in saved.circuits.values()} == {int(number)}
+
+
+def test_the_log_of_a_damaged_file_is_kept_with_it(path: Path) -> None:
+    log = Path(f"{path}-wal")
+    path.write_bytes(b"\xff" * 10_000)
+    log.write_bytes(b"what was not yet moved into it")
+    assert open_journal(path) is None
+    kept, kept_log = aside(path)
+    assert (kept.read_bytes(), kept_log.name) == (b"\xff" * 10_000, f"{kept.name}-wal")
+    assert kept_log.read_bytes() == b"what was not yet moved into it"
