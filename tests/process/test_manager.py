@@ -332,6 +332,48 @@ def test_events_go_on_where_they_were_when_the_manager_is_killed(address: str) -
         assert seen == [sg.State.OPEN, sg.State.CLOSED, sg.State.OPEN]
 
 
+def test_an_embedded_manager_that_is_killed_is_replaced_and_one_that_was_told_to_end_is_not(
+    manager: sg.Manager, caplog: pytest.LogCaptureFixture
+) -> None:
+    breaker = manager.breaker("service", failure_threshold=1, open_timeout=600.0)
+    trip(breaker)
+    for _ in range(3):
+        before = manager.pid
+        assert before is not None
+        os.kill(before, signal.SIGKILL)
+        eventually(lambda: manager.pid != before)  # noqa: B023  # it is called at once
+        assert eventually(lambda: answers(manager)) == manager.pid
+        assert breaker.state is sg.State.OPEN
+    assert caplog.text.count("was killed; another one takes its place") == 3
+    last = manager.pid
+    assert last is not None
+    ended = has_ended(last)
+    manager.client.shutdown()
+    eventually(ended)
+    assert not answers(manager)
+    assert manager.pid == last
+
+
+def answers(manager: sg.Manager) -> int | None:
+    try:
+        return manager.client.ping().pid
+    except sg.ManagerUnavailableError:
+        return None
+
+
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.05, 0.1, 0.2])
+def test_a_manager_that_is_stopped_while_it_is_replaced_leaves_nothing(after: float) -> None:
+    manager = sg.Manager().start()
+    path = Path(manager.address.removeprefix("ipc://"))
+    assert manager.pid is not None
+    os.kill(manager.pid, signal.SIGKILL)
+    threading.Event().wait(after)  # a moment of its start, and no condition to wait for
+    manager.stop()
+    assert manager.pid is not None
+    assert not Path(f"/proc/{manager.pid}").exists()
+    assert not path.parent.exists()
+
+
 def test_a_stopped_manager_costs_a_call_no_more_than_its_timeout(manager: sg.Manager) -> None:
     assert manager.pid is not None
     watching = manager.breaker("service", failure_threshold=3, consistency="strict")

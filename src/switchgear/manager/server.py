@@ -369,6 +369,7 @@ class Server:
             self._actor.stopping = True
 
         signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # who started us may have blocked some
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
 
