@@ -169,8 +169,12 @@ class Actor:
     @property
     def next_deadline(self) -> float | None:
         """When `tick` has something to do at the latest, or `save` has, or None."""
-        deadlines = (self._timers[0][0] if self._timers else None, self.save_by, self._absent_until)
-        first = min(deadline for deadline in deadlines if deadline is not None)
+        first = self._absent_until
+        if self._timers:
+            first = min(first, self._timers[0][0])
+        save_by = self.save_by
+        if save_by is not None:
+            first = min(first, save_by)
         return None if first == math.inf else first
 
     @property
