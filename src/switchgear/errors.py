@@ -7,6 +7,7 @@
     ├── CallTimeoutError             the call ran past options(timeout=); also a TimeoutError
     ├── CallCancelledError           the token of options(cancel=) fired
     ├── ManagerUnavailableError      no manager answered; also a ConnectionError
+    │   └── CapacityError            one did: it has no room for this process, or this circuit
     ├── UnknownCircuitError          the manager has no circuit of that name; also a LookupError
     ├── ProtocolError                what came over the wire made no sense
     └── ConfigError                  a value out of its range; also a ValueError
@@ -138,6 +139,26 @@ class ManagerUnavailableError(BreakerError, ConnectionError):
             f"no breaker manager answers at {self.address}; start one with `switchgear serve "
             f"--address {self.address}`, or from the application with `with switchgear.Manager()`"
         )
+
+
+class CapacityError(ManagerUnavailableError):
+    """The manager has no room: for another process, or for another circuit.
+
+    Who has a way to do without the manager takes it now, too; and an operator has something to do.
+
+    Attributes:
+        address: The manager's.
+        reason: What there is no room for, as the manager says it.
+    """
+
+    def __init__(self, address: str, reason: str) -> None:
+        # Not super(): OSError, which is in between, takes two arguments for a number and a text.
+        BreakerError.__init__(self, address, reason)
+        self.address = address
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the breaker manager at {self.address} is full: {self.reason}"
 
 
 class UnknownCircuitError(BreakerError, LookupError):

@@ -6,6 +6,7 @@ more than the sending. Its flags are enums, which cost a microsecond whenever th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -48,3 +49,19 @@ def events_of(socket: zmq.Socket[bytes]) -> int:
     """READABLE and WRITABLE, as they are now; clears the signal on the socket's descriptor."""
     events: int = socket.getsockopt(_EVENTS)  # type: ignore[assignment]  # never bytes
     return events
+
+
+def have_descriptors(count: int) -> bool:
+    """This process may open so many more.
+
+    To be asked before libzmq opens some: where it finds none left half-way, it ends the process.
+    """
+    opened: list[int] = []
+    try:
+        opened.extend(os.eventfd(0) for _ in range(count))
+    except OSError:
+        return False
+    finally:
+        for fd in opened:
+            os.close(fd)
+    return True

@@ -54,6 +54,8 @@ class ErrorCode(IntEnum):
     DUPLICATE_REPORT = 10  # that sequence number was taken in before
     OUT_OF_ORDER = 11  # a report before this one is missing
     DUPLICATE_REQUEST = 12  # answered before, or overtaken; ask under a new number
+    TOO_MANY_CLIENTS = 13  # there is no room for another session
+    TOO_MANY_CIRCUITS = 14  # nor for another circuit
 
 
 class Malformed(ProtocolError):

@@ -15,6 +15,7 @@ from switchgear.errors import (
     CallCancelledError,
     CallNotPermittedError,
     CallTimeoutError,
+    CapacityError,
     CircuitOpenError,
     ConfigError,
     ManagerUnavailableError,
@@ -33,6 +34,7 @@ INSTANCES: list[BreakerError] = [
     CallTimeoutError("payments", 2.5),
     CallCancelledError("payments"),
     ManagerUnavailableError("ipc:///run/switchgear"),
+    CapacityError("ipc:///run/switchgear", "all 3 places for clients are taken"),
     UnknownCircuitError("payments"),
     ProtocolError("not an array"),
     ConfigError("failure_threshold must be a whole number"),
@@ -95,6 +97,7 @@ def test_the_root_is_an_exception_and_nothing_else() -> None:
     [
         (CallTimeoutError, TimeoutError),
         (ManagerUnavailableError, ConnectionError),
+        (CapacityError, ConnectionError),
         (ConfigError, ValueError),
         (UnknownCircuitError, LookupError),
     ],
@@ -113,6 +116,7 @@ def test_only_the_classes_that_say_so_are_builtins_too() -> None:
     assert {cls for cls in classes() if issubclass(cls, common)} == {
         CallTimeoutError,
         ManagerUnavailableError,
+        CapacityError,
         ConfigError,
         UnknownCircuitError,
     }
@@ -142,6 +146,7 @@ def test_an_error_built_with_keywords_pickles_like_one_built_without() -> None:
         CircuitOpenError(name="n", state=State.OPEN, retry_after=1.0, last_error="E: m"),
         CallTimeoutError(name="n", timeout=2.0),
         ManagerUnavailableError(address="a"),
+        CapacityError(address="a", reason="r"),
         UnknownCircuitError(name="n"),
         CallCancelledError(name="n"),
     ]

@@ -42,8 +42,8 @@ DOORS: Final = {("manager.process", "client")}
 
 PURE: Final = {
     *("states", "errors", "config", "stats", "circuit", "wire"),
-    *("manager.acks", "manager.actor", "manager.leases", "manager.sessions", "manager.unsaved"),
-    "manager.upkeep",
+    *("manager.acks", "manager.actor", "manager.leases", "manager.limits", "manager.sessions"),
+    *("manager.unsaved", "manager.upkeep"),
     *("client.session", "client.lease", "client.leases", "client.reports"),
 }
 IMPURE: Final = {

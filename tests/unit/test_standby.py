@@ -39,7 +39,7 @@ class Outage:
         self.permit().report(outcome, 0.5, error)
 
     def end(self) -> list[tuple[str, Totals]]:
-        self.standby.end()
+        self.standby.end("another")
         return self.handed_over
 
 
@@ -140,3 +140,54 @@ def test_what_is_handed_over_is_in_the_totals_and_moves_nothing() -> None:
     circuit.report_totals(Totals(1, 0, 0, 0, [], None), 102.0)
     assert circuit.last_error == "E: m"
     circuit.check()
+
+
+# -- circuits the manager has no room for ----------------------------------------------------------
+
+
+def alone(outage: Outage, outcome: Outcome) -> None:
+    permit = outage.standby.acquire("full", CONFIG, outage.gate, alone=True)
+    assert isinstance(permit, StandbyPermit)
+    permit.report(outcome, 0.5, "E: down")
+
+
+def test_a_circuit_the_manager_has_no_room_for_goes_on_when_others_are_answered(
+    outage: Outage,
+) -> None:
+    alone(outage, Outcome.FAILURE)
+    assert (outage.standby.active, list(outage.standby.alone)) == (False, ["full"])
+    outage.call(Outcome.SUCCESS)
+    assert outage.standby.active
+    assert [name for name, _ in outage.end()] == ["a"]
+    alone(outage, Outcome.FAILURE)
+    refused = outage.standby.acquire("full", CONFIG, outage.gate, alone=True)
+    assert refused == Rejection(State.OPEN, 30.0, "E: down")
+    # Nor does it begin anew when the manager is gone.
+    assert isinstance(outage.standby.acquire("full", CONFIG, outage.gate), Rejection)
+    assert not outage.standby.active
+
+
+def test_when_there_is_room_for_it_the_manager_is_told_what_it_came_to(outage: Outage) -> None:
+    alone(outage, Outcome.FAILURE)
+    alone(outage, Outcome.FAILURE)
+    outage.standby.end("full")
+    ((name, totals),) = outage.handed_over
+    assert (name, totals.failures) == ("full", 2)
+    assert not outage.standby.alone
+
+
+def test_a_circuit_that_was_here_in_an_outage_may_turn_out_to_have_no_room(outage: Outage) -> None:
+    permit = outage.standby.acquire("full", CONFIG, outage.gate)
+    assert isinstance(permit, StandbyPermit)
+    permit.report(Outcome.FAILURE, 0.5, "E: 1")
+    late = outage.standby.acquire("full", CONFIG, outage.gate)
+    assert isinstance(late, StandbyPermit)
+    alone(outage, Outcome.SUCCESS)
+    assert outage.end() == []
+    assert late.report(Outcome.FAILURE) is None
+    assert isinstance(
+        outage.standby.acquire("full", CONFIG, outage.gate, alone=True), StandbyPermit
+    )
+    outage.standby.end("full")
+    ((_, totals),) = outage.handed_over
+    assert (totals.successes, totals.failures) == (1, 2)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from ..client.client import Client, connect
-from ..errors import BreakerError, ConfigError, ManagerUnavailableError
+from ..errors import BreakerError, CapacityError, ConfigError, ManagerUnavailableError
 from ..manager import run
 from . import render
 
@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as `| head` leaves us; Python is not to meet it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except CapacityError as error:
+        return _complain(options, error, REFUSED)
     except ManagerUnavailableError as error:
         return _complain(options, error, NO_MANAGER)
     except ConfigError as error:
@@ -53,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     serve = commands.add_parser("serve", parents=[common], help="run a manager in the foreground")
+    run.add_limits(serve)
     serve.set_defaults(run=_serve)
 
     listing = commands.add_parser("list", parents=[common], help="show every circuit")
@@ -72,7 +75,12 @@ def _serve(options: argparse.Namespace) -> int:
     def announce(said: Mapping[str, object]) -> None:
         print(json.dumps(said), flush=True)  # in a line: whoever started us waits for that
 
-    return run.serve(options.address, announce=announce if options.json else None)
+    return run.serve(
+        options.address,
+        max_clients=options.max_clients,
+        max_circuits=options.max_circuits,
+        announce=announce if options.json else None,
+    )
 
 
 def _list(options: argparse.Namespace) -> int:

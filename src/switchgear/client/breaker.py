@@ -17,6 +17,7 @@ from ..errors import (
     CallCancelledError,
     CallNotPermittedError,
     CallTimeoutError,
+    CapacityError,
     CircuitOpenError,
     ConfigError,
     ManagerUnavailableError,
@@ -80,6 +81,7 @@ class Breaker:
             CircuitOpenError: The circuit is open; the function was not called.
             TooManyRequestsError: It is half-open and all permits are out; likewise.
             ManagerUnavailableError: No manager answered, under manager_loss="reject"; likewise.
+                CapacityError, if it has no room for this process or this circuit.
             CallTimeoutError: It ran past `options(timeout=)`; it may run on, on its own thread.
             CallCancelledError: The token of `options(cancel=)` fired; likewise.
             BaseException: Whatever the function raised, itself.
@@ -256,24 +258,30 @@ class Breaker:
 
     def _permit(self, claim: Claim | None) -> Permit:
         answer = None if claim is None else claim.answer
-        if self._client.standby.active and isinstance(answer, (Grant, Rejected)):
-            self._client.standby.end()
+        standby = self._client.standby
+        if (standby.active or self.name in standby.alone) and isinstance(answer, (Grant, Rejected)):
+            standby.end(self.name)
         if isinstance(answer, Grant):
             return Permit(self.name, claim)
         if isinstance(answer, Rejected):
             raise _rejection(self.name, answer)
-        if isinstance(answer, Error) and answer.code is not ErrorCode.DEADLINE_PASSED:
-            raise error_of(answer, self.name)
+        if isinstance(answer, Error) and answer.code not in _LIKE_NO_MANAGER:
+            raise error_of(answer, self.name, self._client.address)
+        alone = isinstance(answer, Error) and answer.code is ErrorCode.TOO_MANY_CIRCUITS
+        if alone:
+            self._client.note_no_room(self.name)
         match self._client.settings.manager_loss:
             case "local":
-                return self._standby_permit()
+                return self._standby_permit(alone)
             case "allow":
                 return Permit(self.name, None)
+        if isinstance(answer, Error) and answer.code is not ErrorCode.DEADLINE_PASSED:
+            raise error_of(answer, self.name, self._client.address)
         raise ManagerUnavailableError(self._client.address)
 
-    def _standby_permit(self) -> Permit:
+    def _standby_permit(self, alone: bool) -> Permit:
         config = self._client.config_of(self.name)
-        permit = self._client.standby.acquire(self.name, config, self._gate)
+        permit = self._client.standby.acquire(self.name, config, self._gate, alone=alone)
         if isinstance(permit, Rejection):
             raise _rejection(self.name, permit)
         return Permit(self.name, permit)
@@ -337,7 +345,8 @@ class Breaker:
         """The circuit's numbers, after every outcome that this process has handed over.
 
         Raises:
-            ManagerUnavailableError: No manager answered.
+            ManagerUnavailableError: No manager answered. CapacityError, if it has no room for this
+                process or this circuit.
         """
         return self._client.stats(self.name)
 
@@ -470,8 +479,16 @@ def _restore(
     return Breaker(client, name, config).options(timeout=timeout)
 
 
-def error_of(error: Error, name: str) -> BreakerError:
+# Refusals that do not make the service behind the circuit any less available.
+_LIKE_NO_MANAGER: Final = frozenset(
+    {ErrorCode.DEADLINE_PASSED, ErrorCode.TOO_MANY_CLIENTS, ErrorCode.TOO_MANY_CIRCUITS}
+)
+
+
+def error_of(error: Error, name: str, address: str) -> BreakerError:
     """The exception for the manager's refusal of something about a circuit."""
+    if error.code in (ErrorCode.TOO_MANY_CLIENTS, ErrorCode.TOO_MANY_CIRCUITS):
+        return CapacityError(address, error.text)
     if error.code is ErrorCode.UNKNOWN_CIRCUIT:
         return UnknownCircuitError(name)
     return ProtocolError(f"the manager refused: {error.text} ({error.code.name})")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -55,6 +57,7 @@ ManagerLoss = Literal["local", "allow", "reject"]
 
 ACQUIRE_TIMEOUT: Final = 0.05  # seconds a call waits for the manager at most
 CONTROL_TIMEOUT: Final = 1.0  # seconds for statistics, resets and the like
+OPEN_AGAIN: Final = 1.0  # seconds until a process that has run out of descriptors tries again
 
 M = TypeVar("M", bound=Message)
 
@@ -117,6 +120,9 @@ class Client:
         self._dispatcher: Dispatcher | None = None
         self._starting = threading.Lock()
         self._complained = False
+        self._open_at = -math.inf  # not before then, on our clock
+        self._exhausted = False  # as last logged
+        self._no_room: set[str] = set()  # circuits that were logged
         self._closed = False
         _alive.add(self)
 
@@ -312,13 +318,21 @@ class Client:
             except FileNotFoundError:
                 if not may_start or not self._make_directory(place):
                     return None  # and no socket of somebody else's that comes there later
+            if time.monotonic() < self._open_at:
+                return None
             if link is not None:
                 _inherited.append((link, self._dispatcher))
                 self._close_gates()
             _close_at_exit()
             self._dispatcher = Dispatcher(self._handlers)
             on_loss = self._on_loss if may_start else None
-            link = Link(place, self._gates, self._dispatcher.put, self.standby.end, on_loss)
+            try:
+                link = Link(place, self._gates, self._dispatcher.put, self.standby.end, on_loss)
+            except OSError as error:
+                self._open_at = time.monotonic() + OPEN_AGAIN
+                self._note_exhausted(error)
+                return None
+            self._exhausted = False
             self._starter = Starter(place, link) if may_start else None
             if self._starter is not None and not launch.listening(place):
                 self._starter.wake()
@@ -357,6 +371,17 @@ class Client:
             self.standby.tell()
         return link
 
+    def note_no_room(self, name: str) -> None:
+        """The manager has refused a circuit: say so, once."""
+        if name not in self._no_room:
+            self._no_room.add(name)
+            log.warning("the manager at %s has no room for circuit %r", self.address, name)
+
+    def _note_exhausted(self, error: OSError) -> None:
+        if not self._exhausted:
+            log.warning("cannot connect to the manager at %s: %s", self.address, error)
+        self._exhausted = True
+
     def _hand_over(self, name: str, totals: Totals) -> None:
         link = self._link
         if link is not None and link.pid == os.getpid():
@@ -389,7 +414,7 @@ class Client:
         if isinstance(answer, expected):
             return answer
         if isinstance(answer, Error):
-            raise error_of(answer, name)
+            raise error_of(answer, name, self.address)
         raise ManagerUnavailableError(self.address)
 
     def __enter__(self) -> Client:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import secrets
@@ -31,7 +32,14 @@ from ..address import Address
 from ..circuit import Totals
 from ..processes import leave_signals, start_of
 from ..states import Outcome
-from ..transport import READABLE, WRITABLE, events_of, receive_frames, send_frames
+from ..transport import (
+    READABLE,
+    WRITABLE,
+    events_of,
+    have_descriptors,
+    receive_frames,
+    send_frames,
+)
 from ..wire import (
     FROM_CONTROL,
     FROM_DATA,
@@ -40,6 +48,7 @@ from ..wire import (
     Event,
     Malformed,
     Message,
+    Subscribed,
     decode,
     encode,
 )
@@ -59,6 +68,7 @@ _RECONNECT_MS: Final = 10  # the first try; then twice as long each time, up to
 _RECONNECT_MAX_MS: Final = 50  # so that who starts a manager is soon connected to it
 _POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is called again
 _LINGER_MS: Final = 200  # for what is still on its way when the link closes
+_DESCRIPTORS: Final = 16  # a context, a socket and a connection take less, and leave some
 
 
 class _Signal:
@@ -84,8 +94,9 @@ class _Signal:
             return False
 
     def __del__(self) -> None:
-        os.close(self._read)
-        os.close(self._write)
+        if hasattr(self, "_write"):  # else there was no descriptor for it
+            os.close(self._read)
+            os.close(self._write)
 
 
 class Link:
@@ -101,7 +112,10 @@ class Link:
 
     Attributes:
         pid: The process it is for.
-        online: All the connections it wants can be written to, and there are some.
+        online: All the connections it has can be written to.
+
+    Raises:
+        OSError: The process has no descriptor left for it, or no thread.
     """
 
     def __init__(
@@ -130,8 +144,10 @@ class Link:
         self._outage = False  # as last logged
         # That there is no manager before the first one was started is nothing to tell everybody.
         self._outage_level = logging.WARNING if on_loss is None else logging.INFO
-        self._context = zmq.Context(io_threads=1)
+        self._away = False  # as last logged
+        # Replaced and never changed, so that the I/O thread sees at a glance that there are others.
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
+        self._descriptors: tuple[int, ...] = ()  # theirs
         self._online: dict[int, bool] = {}
         self._watch = threading.RLock()  # held by the one caller that watches the sockets
         self._watching: int | None = None  # its thread
@@ -144,7 +160,11 @@ class Link:
         self._closing = False
         self._closed = False  # the sockets are
         self._thread = threading.Thread(target=self._run, name="switchgear-io", daemon=True)
-        self._thread.start()
+        try:
+            self._context = zmq.Context(io_threads=1)
+            self._thread.start()
+        except (zmq.ZMQError, RuntimeError) as error:  # "can't start new thread" is a RuntimeError
+            raise OSError(errno.EMFILE, str(error)) from error
 
     # -- what callers do ---------------------------------------------------------------------------
 
@@ -230,7 +250,8 @@ class Link:
         """Have events collected; False: no manager answered in time, it will happen later."""
         waiter = ThreadWaiter(self)
         deadline = time.monotonic() + timeout
-        return self._wait_for(waiter, deadline, self._session.subscribe, waiter)
+        self._wait_for(waiter, deadline, self._session.subscribe, waiter)
+        return isinstance(waiter.answer, Subscribed)
 
     def flush(self, timeout: float) -> bool:
         """Wait until the manager has taken in all that was reported; False: it did not, in time."""
@@ -336,15 +357,15 @@ class Link:
         leave_signals()
         wake = select.poll()
         wake.register(self._wake, select.POLLIN)
-        everything = select.poll()
-        everything.register(self._wake, select.POLLIN)
-        watched = 0
+        everything = wake
+        descriptors: tuple[int, ...] = ()
         while not self._closing:
             before = self._watched
-            if watched < len(self._sockets):
-                for socket in list(self._sockets.values())[watched:]:
-                    everything.register(int(socket.fd), select.POLLIN)
-                    watched += 1
+            if descriptors != self._descriptors:
+                descriptors = self._descriptors
+                everything = select.poll()
+                for fd in (self._wake.fileno(), *descriptors):
+                    everything.register(fd, select.POLLIN)
             if self._napping:
                 wake.poll(_NAP_MS)
             arrived = everything.poll(0 if self._napping else self._doze())
@@ -366,14 +387,24 @@ class Link:
     def _doze(self) -> float | None:
         """How long to wait for the sockets, milliseconds: until outcomes are to be collected."""
         self._asleep = True  # first: who leaves something after the look at it wakes us
-        remaining = self._collect_at - time.monotonic()
+        now = time.monotonic()
+        remaining = self._collect_at - now
         if not self._inbox and not self._dirty and remaining <= 0:
-            return None
+            if not self._resting:
+                return None
+            return max(0.0, self._session.retry_at - now) * 1000 + 1
         self._asleep = False
         return 0 if self._inbox else max(0.0, remaining * 1000)
 
     def _due(self, now: float) -> bool:
+        if self._resting and now >= self._session.retry_at:
+            return True
         return bool(self._dirty) and now >= self._collect_at
+
+    @property
+    def _resting(self) -> bool:
+        """There is no connection, and it is for us to make one when its time has come."""
+        return self._session.away and not self._sockets
 
     # -- turns -------------------------------------------------------------------------------------
 
@@ -418,7 +449,7 @@ class Link:
                 self._interrupted = False
                 self._session.resume(now)
             self._do_what_was_posted()
-            if self._due(now):
+            if self._dirty and self._due(now):
                 self._collect()
             if self._closed:
                 self._session.hang_up()
@@ -491,32 +522,71 @@ class Link:
             self._report(waiter.hold, Outcome.NEUTRAL)
 
     def _exchange(self, now: float) -> None:
-        self._open_wanted()
+        self._keep_needed(now)
         self._send()
         self._receive(now)  # after sending, which may swallow the signal that something came
         while self._session.outbox:
             self._send()
             self._receive(now)
+        if self._session.away:
+            self._keep_needed(now)
 
-    def _open_wanted(self) -> None:
-        if len(self._session.wanted) == len(self._sockets):
+    def _keep_needed(self, now: float) -> None:
+        """Open the connections that are needed, and close the others."""
+        away = self._session.away
+        if not away and len(self._session.wanted) == len(self._sockets) == len(self._descriptors):
             return
-        for connection in self._session.wanted - self._sockets.keys():
-            path = (self._address.data_path, self._address.control_path)[connection]
+        needed = set(self._session.needed(now))
+        for connection in self._sockets.keys() - needed:
+            self._disconnect(connection)
+        for connection in sorted(needed - self._sockets.keys()):
+            if not self._connect(connection):
+                self._session.cannot_connect(connection, now)
+                break
+        if len(self._descriptors) != len(self._sockets):
+            self._watch_sockets()
+
+    def _connect(self, connection: int) -> bool:
+        """Open a connection; False: there are no descriptors for it."""
+        if not have_descriptors(_DESCRIPTORS):
+            return False
+        path = (self._address.data_path, self._address.control_path)[connection]
+        try:
             socket = self._context.socket(zmq.DEALER)
-            # Every option before connect: set later, it would not count for this endpoint.
-            socket.setsockopt(zmq.LINGER, _LINGER_MS)
-            socket.setsockopt(zmq.IMMEDIATE, 1)  # else a later manager gets what nobody waits for
-            socket.setsockopt(zmq.SNDHWM, _QUEUE)
-            socket.setsockopt(zmq.RCVHWM, _QUEUE)
-            socket.setsockopt(zmq.MAXMSGSIZE, 16 * MAX_FRAME)
-            socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-            socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
-            socket.connect(f"ipc://{path}")
-            self._watcher.register(int(socket.fd), select.POLLIN)
-            self._sockets[connection] = socket
-            self._online[connection] = self.online = False
-            self._wake.set()  # so that the I/O thread watches it too
+        except zmq.ZMQError as error:  # somebody else was faster
+            log.debug("cannot connect: %s", error)
+            return False
+        # Every option before connect: set later, it would not count for this endpoint.
+        socket.setsockopt(zmq.LINGER, _LINGER_MS)
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # else a later manager gets what nobody waits for
+        socket.setsockopt(zmq.SNDHWM, _QUEUE)
+        socket.setsockopt(zmq.RCVHWM, _QUEUE)
+        socket.setsockopt(zmq.MAXMSGSIZE, 16 * MAX_FRAME)
+        socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+        socket.connect(f"ipc://{path}")
+        self._online[connection] = self.online = False
+        self._sockets = {**self._sockets, connection: socket}
+        return True
+
+    def _disconnect(self, connection: int) -> None:
+        socket = self._sockets[connection]
+        self._sockets = {to: one for to, one in self._sockets.items() if to != connection}
+        del self._online[connection]
+        self.online = all(self._online.values())
+        self._watch_sockets()
+        socket.close()
+
+    def _watch_sockets(self) -> None:
+        """Have the caller that watches, and the I/O thread, watch those that there are now."""
+        descriptors = tuple(int(socket.fd) for socket in self._sockets.values())
+        for fd in self._descriptors:
+            with contextlib.suppress(KeyError):  # a signal handler has raised in here before
+                self._watcher.unregister(fd)
+        for fd in descriptors:
+            self._watcher.register(fd, select.POLLIN)
+        self._descriptors = descriptors
+        self._wake.set()
 
     def _receive(self, now: float) -> None:
         """Take what has arrived, and note which connections are up."""
@@ -576,6 +646,9 @@ class Link:
 
     def _hand_over(self) -> None:
         session = self._session
+        if session.away is not self._away:
+            self._away = session.away
+            self._log_away()
         if session.answers:
             while session.answers:
                 waiter, answer = session.answers[0]
@@ -599,3 +672,13 @@ class Link:
             if not self._outage:
                 self._outage_level = logging.WARNING
                 self._on_return()
+
+    def _log_away(self) -> None:
+        refusal = self._session.refusal
+        if not self._away:
+            log.warning("the manager at %s has let us in", self._address)
+            self._on_return()
+        elif refusal is None:
+            log.warning("no descriptor is left to connect to the manager at %s", self._address)
+        else:
+            log.warning("the manager at %s has no room for us: %s", self._address, refusal.text)

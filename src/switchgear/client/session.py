@@ -17,7 +17,7 @@ nothing in, what waits for it grows with the circuits and not with the calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
@@ -66,6 +66,8 @@ DATA: Final = 0  # the two connections
 CONTROL: Final = 1
 
 GREETING_INTERVAL: Final = 0.1  # seconds between two Hellos while the manager does not answer
+RETRY: Final = 1.0  # seconds until who was turned away knocks again; then twice as long each time,
+RETRY_MAX: Final = 30.0  # up to this
 UNREPORTED: Final = 1.0  # seconds after which a failure that is not in the queue never will be
 
 
@@ -146,6 +148,10 @@ class Session:
         events: The events that came, in the manager's order; whoever takes them clears it.
         wanted: The connections that are needed.
         lost: Nobody answers, so requests for permits are answered with None at once.
+        away: The manager has no room for us, or we for a connection: there will be none until
+            `retry_at`, and all requests are answered at once.
+        refusal: What the manager said when it had no room; None: it was not asked.
+        retry_at: Seconds on our clock.
     """
 
     def __init__(
@@ -161,6 +167,9 @@ class Session:
         self.events: list[Event] = []
         self.wanted: set[int] = set()
         self.lost = False
+        self.away = False
+        self.refusal: Error | None = None
+        self.retry_at = 0.0
         self._token = token
         self._pid = pid
         self._started = started
@@ -174,6 +183,8 @@ class Session:
         self._configs: dict[str, CircuitConfig | None] = {}  # what callers have declared
         self._declared: set[str] = set()  # this manager has been told
         self._declaring: dict[int, str] = {}  # and has not answered yet: request -> circuit
+        self._full: dict[str, Error] = {}  # it has no room for these circuits, as it said then
+        self._pause = RETRY  # before the next time that we knock
         self._reports = Reports()
         self._syncing = 0  # the number of the Sync that is out, 0 when none is
         self._synced_up_to = 0  # the number of the last report before it
@@ -202,9 +213,15 @@ class Session:
             deadline: Until when the caller waits, on our clock.
             now: Seconds on our clock.
         """
+        if self.away:
+            self.answers.append((waiter, self.refusal))
+            return
         if self.lost:
             self.answers.append((waiter, None))
             self._greet_again(now)
+            return
+        if name in self._full and self._lines[DATA].phase is _Phase.READY:
+            self.answers.append((waiter, self._full[name]))
             return
 
         def build(number: int) -> Message:
@@ -275,6 +292,9 @@ class Session:
             build: Makes the message from its request number.
             circuits: Those that must be declared first.
         """
+        if self.away:
+            self.answers.append((waiter, self.refusal))
+            return
         self.wanted.add(CONTROL)
         if circuits:
             self.wanted.add(DATA)
@@ -290,7 +310,43 @@ class Session:
         """Begin to collect `events`; the answer comes when none can be missed any more."""
         self.wanted.add(CONTROL)
         self._subscribed = True
-        self._ask(_Asked(waiter, CONTROL, self._build_subscribe, ()))
+        if self.away:
+            self.answers.append((waiter, self.refusal))
+        else:
+            self._ask(_Asked(waiter, CONTROL, self._build_subscribe, ()))
+
+    def needed(self, now: float) -> Set[int]:
+        """The connections there should be now: none while away, then one to knock with."""
+        if not self.away:
+            return self.wanted
+        return self.wanted & {DATA} if now >= self.retry_at else frozenset()
+
+    def cannot_connect(self, connection: int, now: float) -> None:
+        """This process has no descriptor for it: to those who need it nobody is there."""
+        if connection == DATA:
+            self._stay_away(None, now)
+            return
+        self.wanted.discard(CONTROL)  # the next one who asks there tries again
+        for number in [n for n, a in self._asked.items() if a.connection == CONTROL]:
+            self._answer(number, None)
+        control = [one for one in self._held if one.connection == CONTROL]
+        self.answers += [(one.waiter, None) for one in control]
+        self._held = [one for one in self._held if one.connection != CONTROL]
+
+    def _stay_away(self, refusal: Error | None, now: float) -> None:
+        """Do without the manager, and knock again after a while."""
+        self.away, self.refusal = True, refusal
+        # Those who were turned away together come back one by one: a token is as good as dice.
+        self.retry_at = now + self._pause * (0.75 + self._token[0] / 512)
+        self._pause = min(2 * self._pause, RETRY_MAX)
+        for line in self._lines:
+            line.phase = _Phase.OFFLINE
+        # Not those who wait for reports to be taken in: these are kept, and it may still happen.
+        asked = [*self._asked.values(), *(a for a in self._held if a.build is not None)]
+        self.answers += [(one.waiter, refusal) for one in asked]
+        self._held = [one for one in self._held if one.build is None]
+        self._asked.clear()
+        self._numbers.clear()
 
     def abandon(self, waiter: Waiter, *, timed_out: bool) -> None:
         """Forget a waiter; a permit that comes for it later goes back by itself.
@@ -361,6 +417,7 @@ class Session:
             case Declared():
                 name = self._declaring.pop(message.request, None)
                 if name is not None:
+                    self._full.pop(name, None)
                     self._leases.declared(name, message.config)
                 self._pass_barrier()
             case Event():
@@ -410,6 +467,7 @@ class Session:
         line.phase, line.refusal = _Phase.READY, None
         line.epoch, line.origin = message.epoch, message.origin
         if connection == DATA:
+            self.away, self._pause = False, RETRY
             self._leases.length = to_seconds(message.lease)
             self._resume_data(message.reports, another, another_line, now)
         elif self._subscribed:
@@ -440,7 +498,8 @@ class Session:
             self.outbox.append((DATA, Acquire(number, name, 0)))
         self._acknowledge(taken_in, None)
         self._reports.restart(taken_in)
-        unanswered = set(self._declaring.values())
+        unanswered = {*self._declaring.values(), *self._full}  # there may be room by now
+        self._full.clear()
         # A successor knows what its predecessor has answered; and to declare that again would undo
         # what others have declared since.
         again = [name for name in self._declared if another_line or name in unanswered]
@@ -452,7 +511,10 @@ class Session:
 
     def _refused(self, connection: int, error: Error, now: float) -> None:
         line = self._lines[connection]
-        if error.kind == KINDS[Hello]:
+        if error.code is ErrorCode.TOO_MANY_CLIENTS:
+            if line.phase is _Phase.GREETING:
+                self._stay_away(error, now)
+        elif error.kind == KINDS[Hello]:
             line.phase, line.refusal = _Phase.REFUSED, error
             for number in [n for n, a in self._asked.items() if a.connection == connection]:
                 self._answer(number, error)
@@ -469,10 +531,19 @@ class Session:
         elif error.kind in _REPORTS:
             self._report_refused(error, now)
         elif error.kind == KINDS[Declare]:
-            self._declaring.pop(error.ref, None)
+            name = self._declaring.pop(error.ref, None)
+            if name is not None and error.code is ErrorCode.TOO_MANY_CIRCUITS:
+                self._full[name] = error
             self._pass_barrier()
         else:
-            self._answer(error.ref, error)
+            self._answer(error.ref, self._reason(error))
+
+    def _reason(self, error: Error) -> Error:
+        """A circuit that the manager does not know, for what is asked of one it has no room for."""
+        asked = self._asked.get(error.ref)
+        if error.code is not ErrorCode.UNKNOWN_CIRCUIT or asked is None or not asked.circuits:
+            return error
+        return self._full.get(asked.circuits[0], error)
 
     def _report_refused(self, error: Error, now: float) -> None:
         if error.code not in _NOT_TAKEN_IN:
@@ -669,6 +740,8 @@ class Session:
         assert set(self._numbers.values()) == set(self._asked)
         assert not set(self._abandoned) & set(self._asked)
         assert set(self._declaring.values()) <= self._declared
+        assert set(self._full) <= self._declared
+        assert not (self.away and self._asked)
         self._reports.check()
         self._leases.check()
 

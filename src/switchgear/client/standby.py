@@ -3,6 +3,8 @@
 The same state machine as the manager's, begun from what the process last heard of a circuit. It
 protects this process and knows nothing of the others. When the manager is back it forgets all
 states, and hands over what it has counted: that belongs in the totals, and moves nothing.
+
+A circuit that the manager is there for, but has no room for, stays here alone until it has.
 """
 
 from __future__ import annotations
@@ -29,32 +31,40 @@ class Standby:
 
     Attributes:
         active: Calls have been decided here, and the manager has not been told.
+        alone: The circuits that the manager had no room for; they are not counted in that.
     """
 
     def __init__(self, hand_over: HandOver, clock: Callable[[], float] = time.monotonic) -> None:
         self.active = False
+        self.alone: dict[str, Circuit] = {}
         self._hand_over = hand_over
         self._clock = clock
         self._lock = threading.RLock()  # a finalizer may come to us out of anything here
         self._circuits: dict[str, Circuit] = {}
         self._numbers = itertools.count(1)
 
-    def acquire(self, name: str, config: CircuitConfig, gate: Gate) -> StandbyPermit | Rejection:
+    def acquire(
+        self, name: str, config: CircuitConfig, gate: Gate, *, alone: bool = False
+    ) -> StandbyPermit | Rejection:
         """Admit or reject a call.
 
         Args:
             name: The circuit.
             config: Its configuration, as far as this process knows.
             gate: What this process has last heard of it.
+            alone: The manager has said that it has no room for it.
         """
         now = self._clock()
         with self._lock:
-            self.active = True
-            circuit = self._circuits.get(name)
+            circuit = self.alone.get(name) or self._circuits.get(name)
             if circuit is None:
                 circuit = self._circuits[name] = Circuit(name, config, now)
                 if now < gate.open_until:
                     circuit.resume_open(gate.open_until, gate.last_error)
+            if alone and name not in self.alone:
+                self.alone[name] = circuit
+                self._circuits.pop(name, None)
+            self.active = bool(self._circuits)
             circuit.tick(now)
             permit = circuit.acquire(next(self._numbers), now)
             circuit.take_transitions()
@@ -68,7 +78,7 @@ class Standby:
         """Take the outcome of a call that was admitted here."""
         now = self._clock()
         with self._lock:
-            if self._circuits.get(circuit.name) is circuit:
+            if circuit in (self.alone.get(circuit.name), self._circuits.get(circuit.name)):
                 circuit.tick(now)
                 verdict = circuit.report(permit, outcome, now, duration, error)
                 circuit.take_transitions()
@@ -80,10 +90,17 @@ class Standby:
         """Hand over what was counted so far, and go on."""
         self._tell(self._circuits)
 
-    def end(self) -> None:
-        """The manager is back: tell it what was counted, and leave the deciding to it."""
+    def end(self, name: str | None = None) -> None:
+        """The manager is back: tell it what was counted, and leave the deciding to it.
+
+        Args:
+            name: A circuit that it has answered for, and so has room for; None: of none is known.
+        """
         with self._lock:
             ended, self._circuits = self._circuits, {}
+            alone = None if name is None else self.alone.pop(name, None)
+            if alone is not None:
+                ended[alone.name] = alone
             self.active = False
         self._tell(ended)
 

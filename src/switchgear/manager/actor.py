@@ -65,11 +65,15 @@ from ..wire import (
 )
 from .acks import Acks
 from .leases import Leases
+from .limits import MAX_CIRCUITS, MAX_CLIENTS
 from .sessions import DATA, Peer, SavedSession, Session
 from .unsaved import Changes, Saved, Unsaved
 
 LEASE: Final = 1.0  # seconds that a session's leases hold after the last report it was answered
 EVENTS_KEPT: Final = 1024  # for a subscriber that missed some
+SPARED: Final = (
+    0.1  # seconds without events for one that does not read: each costs more than a read
+)
 ABSENCE: Final = 3600.0  # seconds that a predecessor's client may take to come back, as one that
 # was stopped may; the reports of one that comes later would be counted again
 
@@ -97,13 +101,25 @@ class Actor:
         epoch: This life of the manager; never the same twice on one host.
         pid: The manager's process, told to who asks.
         utc_offset: What to add to `now` to get seconds of Unix time; may be corrected later.
+        max_clients: Sessions there may be; another one is refused.
+        max_circuits: The same of circuits.
     """
 
-    def __init__(self, epoch: int, pid: int = 0, utc_offset: float = 0.0) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        pid: int = 0,
+        utc_offset: float = 0.0,
+        *,
+        max_clients: int = MAX_CLIENTS,
+        max_circuits: int = MAX_CIRCUITS,
+    ) -> None:
         self.epoch = epoch
         self.origin = epoch
         self.pid = pid
         self.utc_offset = utc_offset
+        self.max_clients = max_clients
+        self.max_circuits = max_circuits
         self.stopping = False
         self._heard_at = -math.inf
         self._operation = 0
@@ -120,7 +136,7 @@ class Actor:
         self._unsaved = Unsaved()
         self._absent: set[bytes] = set()  # a predecessor's sessions that have not greeted us
         self._absent_until = math.inf
-        self._subscribers: dict[Peer, None] = {}  # in order of arrival
+        self._subscribers: dict[Peer, float] = {}  # in order of arrival; until when to spare each
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)  # in a row, up to the last
         self._histories: dict[str, deque[Event]] = {}  # of each circuit that has one
         self._handlers: dict[type[Message], Callable[[Any, Peer, float], list[Send]]] = {
@@ -157,7 +173,7 @@ class Actor:
             self._circuits[name] = Circuit.restore(name, standing, counts, now)
             self._arm(self._circuits[name])
         self._names = sorted(self._circuits)
-        self._sessions = {session.token: Session(session) for session in saved.sessions}
+        self._sessions = {session.token: Session(session, now) for session in saved.sessions}
         self._absent = set(self._sessions)
         self._absent_until = now + ABSENCE if self._absent else math.inf
         for event in saved.events:
@@ -264,6 +280,8 @@ class Actor:
             self._fall_silent(send.peer)
         elif send.peer.socket == DATA:
             self._disconnect(send.peer)  # what it has missed may be the end of a lease
+        elif send.peer in self._subscribers:
+            self._subscribers[send.peer] = now + SPARED  # the next event shows it what it missed
         if isinstance(send.message, Granted):
             held = self._permits.get(send.message.operation)
             if held is not None:
@@ -277,6 +295,16 @@ class Actor:
     def session(self, token: bytes) -> Session | None:
         """The session of a token; None: there is none, or it has taken leave."""
         return self._sessions.get(token)
+
+    @property
+    def full(self) -> bool:
+        """There is no place for another session."""
+        return len(self._sessions) - len(self._absent) >= self.max_clients
+
+    def silent(self, since: float) -> list[Session]:
+        """The sessions that hold nothing, and were not heard of after then."""
+        sessions = self._sessions.values()
+        return [one for one in sessions if one.heard_at <= since and not one.granted]
 
     def died(self, session: Session, now: float) -> list[Send]:
         """A session's process has ended without a word: what it held is lost."""
@@ -327,8 +355,12 @@ class Actor:
         if peer.socket == DATA:
             session = self._sessions.get(message.session)
             if session is None:
+                if self.full:
+                    text = f"all {self.max_clients} places for clients are taken"
+                    return self._refuse(peer, message, ErrorCode.TOO_MANY_CLIENTS, text)
                 greeted = SavedSession(message.session, message.pid, message.started)
-                session = self._sessions[message.session] = Session(greeted)
+                session = self._sessions[message.session] = Session(greeted, now)
+            session.heard_at = now
             self._absent.discard(message.session)
             for stale in (peer, session.peer):
                 if stale is not None:
@@ -368,8 +400,11 @@ class Actor:
     def _declare(self, message: Declare, peer: Peer, now: float) -> list[Send]:
         if peer not in self._connected:
             return self._no_session(peer, message)
-        operation = self._next_operation()
         circuit = self._circuits.get(message.name)
+        if circuit is None and len(self._circuits) >= self.max_circuits:
+            text = f"all {self.max_circuits} places for circuits are taken"
+            return self._refuse(peer, message, ErrorCode.TOO_MANY_CIRCUITS, text)
+        operation = self._next_operation()
         events: list[Send] = []
         if circuit is None:
             circuit = Circuit(message.name, message.config or CircuitConfig(), now)
@@ -401,6 +436,7 @@ class Actor:
             text = f"request {message.request} was answered, or a later one was"
             return self._refuse(peer, message, ErrorCode.DUPLICATE_REQUEST, text)
         session.requests = message.request
+        session.heard_at = now
         operation = self._next_operation()
         permit = circuit.acquire(operation, now)
         leased = self._leases.grant(peer, circuit, now)
@@ -425,6 +461,7 @@ class Actor:
         if message.number != session.reports + 1:
             return self._wrong_number(session, peer, message, now)
         session.reports = message.number
+        session.heard_at = now
         self._unsaved.reported(session, now)
         match message:
             case Report():
@@ -599,7 +636,7 @@ class Actor:
         return [done, *self._follow(circuit, operation, now)]
 
     def _subscribe(self, message: Subscribe, peer: Peer, now: float) -> list[Send]:
-        self._subscribers[peer] = None
+        self._subscribers[peer] = 0.0
         missed: list[Event] = []
         if message.since is not None:
             missed = [event for event in self._events if event.version > message.since]
@@ -639,7 +676,7 @@ class Actor:
         event = Event(self._version, operation, circuit.name, old, new, cause, generation, when)
         self._remember(event)
         self._unsaved.stands(circuit, event)
-        return [Send(peer, event) for peer in self._subscribers]
+        return [Send(peer, event) for peer, spared in self._subscribers.items() if spared <= at]
 
     def _remember(self, event: Event) -> None:
         self._events.append(event)

@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from ..address import Address
+from ..config import check_count
 from ..errors import ConfigError
 from ..launch import READY, TAKEN
+from .limits import MAX_CIRCUITS, MAX_CLIENTS
 from .server import AlreadyRunningError, Server
 
 
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="SECONDS",
         help="end when nobody has used it for so long, or its files are removed",
     )
+    add_limits(parser)
     parser.add_argument("--log-level", default="INFO", help="default: INFO")
     options = parser.parse_args(arguments)
     return serve(
@@ -38,7 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ready_fd=options.ready_fd,
         idle_exit=options.idle_exit,
         log_level=options.log_level,
+        max_clients=options.max_clients,
+        max_circuits=options.max_circuits,
     )
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Let a command line say how much the manager takes on."""
+    what = "how many {} to take on; default: SWITCHGEAR_MAX_{}, or {}"
+    for name, default in (("clients", MAX_CLIENTS), ("circuits", MAX_CIRCUITS)):
+        text = what.format(name, name.upper(), default)
+        parser.add_argument(f"--max-{name}", type=int, metavar="N", help=text)
 
 
 def serve(
@@ -48,6 +61,8 @@ def serve(
     ready_fd: int | None = None,
     idle_exit: float | None = None,
     log_level: str = "INFO",
+    max_clients: int | None = None,
+    max_circuits: int | None = None,
     announce: Callable[[Mapping[str, object]], None] | None = None,
 ) -> int:
     """Run a manager in this process, which must be in its main thread, until told to stop.
@@ -59,6 +74,8 @@ def serve(
             manager holds the address.
         idle_exit: See `Server`.
         log_level: Of the log on standard error.
+        max_clients: See `Server`; None means what the environment says, or the default.
+        max_circuits: The same.
         announce: Called with address and pid once the sockets answer, or with error and message.
 
     Returns:
@@ -70,7 +87,13 @@ def serve(
     try:
         place = Address.parse(address)
         until = () if parent is None else (_parent_descriptor(parent),)
-        server = Server(place, until, idle_exit)
+        server = Server(
+            place,
+            until,
+            idle_exit,
+            max_clients=_limit("max_clients", max_clients, MAX_CLIENTS),
+            max_circuits=_limit("max_circuits", max_circuits, MAX_CIRCUITS),
+        )
     except (ConfigError, OSError) as error:
         taken = TAKEN if isinstance(error, AlreadyRunningError) else b""
         _tell(ready_fd, taken + str(error).encode())
@@ -86,6 +109,17 @@ def serve(
 
     server.serve(ready)
     return 0
+
+
+def _limit(name: str, chosen: int | None, default: int) -> int:
+    variable = f"SWITCHGEAR_{name.upper()}"
+    said = os.environ.get(variable)
+    if chosen is None and said:
+        check_count(variable, int(said) if said.isdecimal() else said)
+        return int(said)
+    value = default if chosen is None else chosen
+    check_count(name, value)
+    return value
 
 
 def _tell(fd: int | None, text: bytes) -> None:

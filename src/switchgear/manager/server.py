@@ -39,7 +39,9 @@ from ..wire import (
     encode,
 )
 from .actor import Actor, Send
+from .doors import LOOK_AGAIN, Door, identity
 from .journal import Journal
+from .limits import MAX_CIRCUITS, MAX_CLIENTS, Limits
 from .peers import Peers
 from .sessions import CONTROL, DATA, Peer
 from .upkeep import Upkeep
@@ -49,7 +51,7 @@ log = logging.getLogger("switchgear.manager")
 _BATCH: Final = 128  # messages taken from one socket before the other one gets a look
 _LAST_SECONDS: Final = 1.0  # for what comes after the order to stop
 _QUIET_MS: Final = 50  # without a message, and there is none left that came before it
-_QUEUE: Final = 10_000  # messages that may wait for one peer that does not read
+_QUEUE: Final = 1_000  # messages that may wait for one peer that does not read; a few 100 KiB
 _LINGER_MS: Final = 500  # for the last answers, once the loop has ended
 _POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is called again
 _CLOCK_SLACK: Final = 0.01  # seconds the wall clock may drift before timestamps follow it
@@ -57,6 +59,8 @@ _GRACE: Final = 0.001  # seconds for what a process sent before its end; see _bu
 _GRACE_MAX: Final = 0.005  # where there is always more to read
 _REST: Final = 50  # times as long as the journal took, others have their turn; but never more than
 _REST_MAX: Final = 0.25  # seconds, because leases are renewed by what waits for it
+_HANDSHAKE_MS: Final = 5_000  # for ZeroMQ's greeting; then a connection is closed
+_SILENT: Final = 60.0  # seconds after which a client that cannot be watched may have ended
 
 _NOBLOCK: Final = int(zmq.NOBLOCK)  # a plain int: see transport
 _GREETINGS: Final = frozenset({Hello, Goodbye})
@@ -75,6 +79,8 @@ class Server:
         until: File descriptors that end the server when they become readable, orderly.
         idle_exit: Seconds; for a server that nobody looks after. It ends when it was not used for
             so long, and when its files were removed or replaced.
+        max_clients: How many it takes on; fewer where it may have too few descriptors.
+        max_circuits: The same of circuits.
 
     Raises:
         AlreadyRunningError: A manager serves this address.
@@ -82,21 +88,37 @@ class Server:
     """
 
     def __init__(
-        self, address: Address, until: tuple[int, ...] = (), idle_exit: float | None = None
+        self,
+        address: Address,
+        until: tuple[int, ...] = (),
+        idle_exit: float | None = None,
+        *,
+        max_clients: int = MAX_CLIENTS,
+        max_circuits: int = MAX_CIRCUITS,
     ) -> None:
         if idle_exit is not None and not idle_exit > 0:
             raise ConfigError(f"idle_exit must be more than 0 seconds, got {idle_exit!r}")
         self._address = address
         self._lock = _lock(address)
-        _raise_file_limit()
+        self._limits = limits = Limits.of(_raise_file_limit(), max_clients, max_circuits)
         now = time.monotonic()
-        self._actor = Actor(time.time_ns() // 1000, os.getpid(), time.time() - now)
+        self._actor = Actor(
+            time.time_ns() // 1000,
+            os.getpid(),
+            time.time() - now,
+            max_clients=limits.clients,
+            max_circuits=limits.circuits,
+        )
         self._journal = Journal(address.journal_path)
         self._rests_until = 0.0  # the journal does, while there is something else to do
         self._resume(now)
         self._context = zmq.Context(io_threads=1)
-        self._sockets = (self._bind(address.data_path), self._bind(address.control_path))
-        self._files = {path: _identity(path) for path in (address.data_path, address.control_path)}
+        self._doors: list[Door] = []
+        self._sockets = (
+            self._bind(address.data_path, limits.connections),
+            self._bind(address.control_path, limits.questions),
+        )
+        self._cleared_at = now - _SILENT
         self._upkeep = None if idle_exit is None else Upkeep(idle_exit, self._lost, now)
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._ends = {self._wakeup_read, *until}
@@ -107,7 +129,8 @@ class Server:
         # and a send may take the signal.
         self._unread = {DATA, CONTROL}
         self._poll = select.poll()  # and not zmq.Poller, which asks each socket several times over
-        for fd in (*self._descriptors, *self._ends, self._peers.fileno()):
+        doors = [door.fileno() for door in self._doors]
+        for fd in (*self._descriptors, *self._ends, self._peers.fileno(), *doors):
             self._poll.register(fd, select.POLLIN)
 
     def _resume(self, now: float) -> None:
@@ -132,6 +155,7 @@ class Server:
         """
         self._catch_signals()
         log.info("manager %d serves %s", os.getpid(), self._address)
+        log.info("up to %d clients, up to %d circuits", *self._limits[:2])
         ready()
         try:
             while not self._actor.stopping:
@@ -175,17 +199,20 @@ class Server:
         self._rests_until = ended + min(_REST * (ended - began), _REST_MAX)
         self._send(self._actor.saved(now), now)
 
+    def _deadline(self) -> float | None:
+        """When there is something to do at the latest, if nothing arrives."""
+        deadlines = [self._actor.next_deadline, self._journal.retry_at]
+        if self._ended:
+            deadlines.append(self._ended[0][0] + _GRACE)
+        if self._upkeep is not None:
+            deadlines.append(self._upkeep.next_deadline(self._actor.idle_since))
+        if any(door.shut for door in self._doors):
+            deadlines.append(time.monotonic() + LOOK_AGAIN)
+        return min((each for each in deadlines if each is not None), default=None)
+
     def _wait(self) -> None:
         """Until something has arrived, a deadline has come, or it is time to end."""
-        deadline = self._actor.next_deadline
-        if self._ended:
-            burial = self._ended[0][0] + _GRACE
-            deadline = burial if deadline is None else min(deadline, burial)
-        if (retry_at := self._journal.retry_at) is not None:
-            deadline = retry_at if deadline is None else min(deadline, retry_at)
-        if self._upkeep is not None:
-            upkeep = self._upkeep.next_deadline(self._actor.idle_since)
-            deadline = upkeep if deadline is None else min(deadline, upkeep)
+        deadline = self._deadline()
         if self._unread:
             timeout = 0
         elif deadline is None:
@@ -194,14 +221,23 @@ class Server:
             # Rounded up: waking a little early would only mean to wait again.
             timeout = max(0, int((deadline - time.monotonic()) * 1000 + 1))
             timeout = min(timeout, _POLL_MAX_MS)
+        look = False
         for fd, _ in self._poll.poll(timeout):
             if fd in self._ends:
                 self._actor.stopping = True
             elif fd == self._peers.fileno():
                 seen = time.monotonic()
                 self._ended += [(seen, session) for session in self._peers.ended()]
-            else:
+            elif fd in self._descriptors:
                 self._unread.add(self._descriptors[fd])
+            else:
+                look = True
+        if look or any(door.shut for door in self._doors):
+            self._look_at_doors()
+
+    def _look_at_doors(self) -> None:
+        for door in self._doors:
+            door.look()
 
     def _take(self, socket: int, now: float) -> int:
         """Answer what has arrived on one socket, in order, up to a limit; say how many it was."""
@@ -257,6 +293,9 @@ class Server:
         self, peer: Peer, message: Message, now: float, first: zmq.Frame | None
     ) -> list[Send]:
         """Somebody comes or goes: have them watched, or no longer."""
+        self._look_at_doors()  # where there is one there may be a crowd, too many for one turn
+        if self._actor.full:
+            self._clear_out(now)
         before = self._actor.session_of(peer)
         sends = self._actor.receive(peer, message, now)
         session = self._actor.session_of(peer)
@@ -270,6 +309,18 @@ class Server:
         elif not self._peers.meet(session.token, first, session.started):
             sends += self._actor.died(session, now)
         return sends
+
+    def _clear_out(self, now: float) -> None:
+        """Forget clients whose end nobody would tell, and who may have ended long ago.
+
+        One that has not greets again, and has lost nothing: nothing of it was on its way.
+        """
+        if now < self._cleared_at + _SILENT:
+            return
+        self._cleared_at = now
+        for session in self._actor.silent(now - _SILENT):
+            if not self._peers.watches(session.token):
+                self._send(self._actor.died(session, now), now)
 
     def _bury(self, now: float) -> None:
         """Take back what belongs to processes that have ended, and after what they had sent.
@@ -339,13 +390,12 @@ class Server:
 
     def _lost(self) -> str | None:
         """Which of our files is not there any more; who looks for us would not find us."""
-        files = {**self._files, self._address.lock_path: _identity(self._lock)}
-        for path, ours in files.items():
-            if _identity(path) != ours:
-                return f"{path} was removed or replaced"
-        return None
+        lost = [door.path for door in self._doors if door.lost]
+        if identity(self._address.lock_path) != identity(self._lock):
+            lost.append(self._address.lock_path)
+        return f"{lost[0]} was removed or replaced" if lost else None
 
-    def _bind(self, path: str) -> zmq.Socket[bytes]:
+    def _bind(self, path: str, descriptors: int) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
         # Every option before bind: set later, it would not count for this endpoint.
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
@@ -353,7 +403,10 @@ class Server:
         socket.setsockopt(zmq.SNDHWM, _QUEUE)
         socket.setsockopt(zmq.RCVHWM, _QUEUE)
         socket.setsockopt(zmq.MAXMSGSIZE, 16 * MAX_FRAME)
-        socket.setsockopt(zmq.BACKLOG, 1024)
+        socket.setsockopt(zmq.BACKLOG, self._limits.backlog)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
+        door = Door(self._context, socket, path, descriptors)
+        self._doors.append(door)
         mask = os.umask(0o177)
         try:
             socket.bind(f"ipc://{path}")
@@ -362,6 +415,7 @@ class Server:
             raise ConfigError(f"cannot listen at {path}: {reason}; see what is there") from error
         finally:
             os.umask(mask)
+        door.bound()
         return socket
 
     def _catch_signals(self) -> None:
@@ -377,10 +431,8 @@ class Server:
         signal.set_wakeup_fd(-1)
         self._peers.close()
         self._journal.close()
-        for path, ours in self._files.items():
-            if _identity(path) == ours:  # and not our successor's, if the lock's file was removed
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+        for door in self._doors:
+            door.close()
         for socket in self._sockets:  # not before: nobody could tell a new file of that number
             socket.close()
         self._context.term()
@@ -406,7 +458,7 @@ def _lock(address: Address) -> int:
             raise AlreadyRunningError(
                 f"a manager (process {pid}) already serves {address}"
             ) from None
-        if _identity(address.lock_path) == _identity(fd):
+        if identity(address.lock_path) == identity(fd):
             break
         os.close(fd)  # somebody has removed it since we opened it: who comes next has another one
     os.ftruncate(fd, 0)
@@ -414,16 +466,8 @@ def _lock(address: Address) -> int:
     return fd
 
 
-def _identity(file: str | int) -> tuple[int, int] | None:
-    """What tells a file from another one of the same name; None: there is none."""
-    try:
-        found = os.stat(file)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
-def _raise_file_limit() -> None:
-    # libzmq aborts the process when accept() finds no descriptor left.
+def _raise_file_limit() -> int:
+    """Be allowed as many descriptors as can be, and say how many that is."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard if hard != resource.RLIM_INFINITY else 2**20

@@ -36,11 +36,12 @@ class SavedSession(NamedTuple):
 class Session:
     """One client, as long as its process lives: it may come back on another connection."""
 
-    __slots__ = ("granted", "peer", "pid", "reports", "requests", "started", "token")
+    __slots__ = ("granted", "heard_at", "peer", "pid", "reports", "requests", "started", "token")
 
-    def __init__(self, saved: SavedSession) -> None:
+    def __init__(self, saved: SavedSession, now: float) -> None:
         self.token, self.pid, self.started, self.reports = saved
         self.peer: Peer | None = None  # where it was heard last
+        self.heard_at = now  # and when it last greeted, asked for a permit or reported
         self.requests = 0  # the highest number of a request for a permit that was decided
         self.granted: dict[int, Granted] = {}  # what is out, by the request that asked for it
 
