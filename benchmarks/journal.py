@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +13,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import managers
 from measure import PATIENCE, Settings, percentile
 from report import Goal, Section, Table, number
 from throughput import load_manager
@@ -108,14 +106,7 @@ def timed_manager(found: list[Share]) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="switchgear-bench-") as directory:
         told = Path(directory, "told")
         address = f"ipc://{directory}/m"
-        read, write = os.pipe()
-        command = [sys.executable, "-c", TIMED, str(told), "--log-level", "ERROR"]
-        command += ["--address", address, "--ready-fd", str(write), "--parent", str(os.getpid())]
-        process = subprocess.Popen(command, pass_fds=(write,), start_new_session=True)
-        os.close(write)
-        with open(read, "rb") as said:
-            if said.read() != b"ready":
-                raise RuntimeError("the manager did not start")
+        process = managers.start(address, ("-c", TIMED, str(told)))
         try:
             yield address
         finally:

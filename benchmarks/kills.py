@@ -9,8 +9,6 @@ import multiprocessing
 import os
 import select
 import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -18,6 +16,7 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any, Final, NamedTuple
 
+import managers
 from crew import CONTEXT
 from measure import PATIENCE, Settings, percentile
 from report import Goal, Section, Table, number
@@ -116,15 +115,7 @@ def _expect(pipe: Connection, word: str) -> None:
 def quiet_manager() -> Iterator[sg.Client]:
     """A client of a manager that does not log each death, as it else would."""
     with tempfile.TemporaryDirectory(prefix="switchgear-bench-") as directory:
-        read, write = os.pipe()
-        command = [sys.executable, "-m", "switchgear.manager", "--log-level", "ERROR"]
-        command += ["--address", f"{directory}/m", "--ready-fd", str(write)]
-        command += ["--parent", str(os.getpid())]
-        process = subprocess.Popen(command, pass_fds=(write,), start_new_session=True)
-        os.close(write)
-        with open(read, "rb") as said:
-            if said.read() != b"ready":
-                raise RuntimeError("the manager did not start")
+        process = managers.start(f"{directory}/m")
         try:
             with sg.connect(f"{directory}/m", acquire_timeout=PATIENCE) as client:
                 yield client
