@@ -20,6 +20,7 @@ from .errors import ConfigError
 from .wire import PROTOCOL
 
 MAX_PATH_BYTES: Final = zmq.IPC_PATH_MAX_LEN  # 107 on Linux: sockaddr_un less its final zero
+SHUT: Final = ".shut"  # behind a socket's name while nobody else is let in: see manager.doors
 # Two versions of an application that speak different protocols live beside each other.
 _DEFAULT_NAME: Final = f"m{PROTOCOL}"
 

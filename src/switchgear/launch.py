@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from .address import Address
+from .address import SHUT, Address
 from .errors import BreakerError, ConfigError
 
 READY: Final = b"ready"  # what a manager says once its sockets answer
@@ -98,6 +98,14 @@ def listening(address: Address) -> bool:
     return True
 
 
+def _crowded(address: Address) -> bool:
+    """Whether there is a manager that lets nobody in, for want of descriptors."""
+    if not os.path.lexists(address.data_path + SHUT):
+        return False
+    with _opened(address.lock_path, os.O_RDWR) as lock:  # or one that was killed then has left it
+        return not _locked(lock)
+
+
 def start(address: Address) -> bool:
     """See that a manager is at an address: start one, unless somebody else does. Takes a while.
 
@@ -110,7 +118,7 @@ def start(address: Address) -> bool:
     Raises:
         BreakerError: It did not start; the message says why.
     """
-    if listening(address):
+    if listening(address) or _crowded(address):
         return True
     try:
         address.make_directory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 from pathlib import Path
@@ -133,3 +134,18 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, said: bytes) -> None:
         return [sys.executable, "-I", "-S", "-c", script]
 
     monkeypatch.setattr(launch, "command", command)
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_a_manager_that_lets_nobody_in_is_there_as_long_as_it_holds_its_lock(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, lives: bool
+) -> None:
+    place = Address(f"{tmp_path}/m")
+    Path(f"{place.data_path}.shut").touch()
+    started: list[Address] = []
+    monkeypatch.setattr(launch, "_start", lambda address: bool(started.append(address)))
+    with open(place.lock_path, "w") as lock:
+        if lives:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        assert launch.start(place) is lives
+    assert started == ([] if lives else [place])

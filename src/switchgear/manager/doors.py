@@ -19,12 +19,13 @@ from typing import Final
 
 import zmq
 
+from ..address import SHUT
+
 log = logging.getLogger("switchgear.manager")
 
 LOOK_AGAIN: Final = 0.1  # seconds until a door that is shut may be opened
 LOG_AGAIN: Final = 60.0  # seconds between two lines that say so
 
-_SHUT: Final = ".shut"  # behind the name of one that is
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 
 
@@ -56,7 +57,7 @@ class Door:
         self._logged_at = -LOG_AGAIN
         self._socket = socket
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + _SHUT)  # of one who was killed
+            os.unlink(path + SHUT)  # of one who was killed
         name = f"inproc://door-{path}"
         socket.monitor(name, zmq.EVENT_ACCEPTED)
         self._bell = context.socket(zmq.PAIR)
@@ -71,7 +72,7 @@ class Door:
     @property
     def lost(self) -> bool:
         """Somebody has removed its file, or put another one in its place."""
-        return identity(self.path + _SHUT if self.shut else self.path) != self._file
+        return identity(self.path + SHUT if self.shut else self.path) != self._file
 
     def fileno(self) -> int:
         """Readable when somebody has come in; `look` then, and every LOOK_AGAIN while shut."""
@@ -82,17 +83,17 @@ class Door:
         # First this and then the queue: as long as that is full, nobody else comes in.
         used = descriptors_in_use()
         if self.shut and used < self._enough - self._enough // 16:
-            _rename(self.path + _SHUT, self.path)
+            _rename(self.path + SHUT, self.path)
             self.shut = False
         elif not self.shut and used >= self._enough:
-            _rename(self.path, self.path + _SHUT)
+            _rename(self.path, self.path + SHUT)
             self.shut = True
             self._log(used)
         self._hear()
 
     def close(self) -> None:
         """Take the door away, but no successor's. To be called before the socket is closed."""
-        for name in (self.path, self.path + _SHUT):
+        for name in (self.path, self.path + SHUT):
             if identity(name) == self._file:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(name)
