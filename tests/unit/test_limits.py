@@ -119,6 +119,33 @@ def test_silent_is_who_holds_nothing_and_was_not_heard_of() -> None:
     assert [session.pid for session in actor.silent(6.0)] == [2, 3]  # the first one holds a permit
 
 
+def test_a_subscriber_that_does_not_read_is_spared_events_for_a_moment() -> None:
+    actor = Actor(1)
+    slow, healthy = Peer(CONTROL, b"slow"), Peer(CONTROL, b"healthy")
+    for peer in (slow, healthy):
+        actor.receive(peer, Subscribe(1, None), 0.0)
+    actor.receive(HERE, hello(1), 0.0)
+    actor.receive(HERE, Declare(1, "a", None), 0.0)
+
+    def told(now: float) -> list[Peer]:
+        sends = actor.receive(HERE, Declare(2, "a", CircuitConfig(open_timeout=now)), now)
+        events = [send for send in sends if isinstance(send.message, Event)]
+        for send in events:
+            if send.peer == slow and now < 2.0:
+                assert actor.undelivered(send, now, gone=False) == []
+        return [send.peer for send in events]
+
+    moments = (1.0, 1.0 + SPARED - 0.001, 1.0 + SPARED, 1.0 + 1.5 * SPARED, 2.0, 2.001)
+    assert [told(now) for now in moments] == [
+        [slow, healthy],
+        [healthy],
+        [slow, healthy],
+        [healthy],
+        [slow, healthy],
+        [slow, healthy],
+    ]
+
+
 # -- a client there is no room for -----------------------------------------------------------------
 
 
@@ -347,30 +374,3 @@ def test_a_caller_who_declares_it_anew_is_heard_at_once(pair: Pair) -> None:
     pair.run()
     assert isinstance(waiter.answer, Grant)
     assert any(isinstance(said.message, Granted) for said in pair.said)
-
-
-def test_a_subscriber_that_does_not_read_is_spared_events_for_a_moment() -> None:
-    actor = Actor(1)
-    slow, healthy = Peer(CONTROL, b"slow"), Peer(CONTROL, b"healthy")
-    for peer in (slow, healthy):
-        actor.receive(peer, Subscribe(1, None), 0.0)
-    actor.receive(HERE, hello(1), 0.0)
-    actor.receive(HERE, Declare(1, "a", None), 0.0)
-
-    def told(now: float) -> list[Peer]:
-        sends = actor.receive(HERE, Declare(2, "a", CircuitConfig(open_timeout=now)), now)
-        events = [send for send in sends if isinstance(send.message, Event)]
-        for send in events:
-            if send.peer == slow and now < 2.0:
-                assert actor.undelivered(send, now, gone=False) == []
-        return [send.peer for send in events]
-
-    moments = (1.0, 1.0 + SPARED - 0.001, 1.0 + SPARED, 1.0 + 1.5 * SPARED, 2.0, 2.001)
-    assert [told(now) for now in moments] == [
-        [slow, healthy],
-        [healthy],
-        [slow, healthy],
-        [healthy],
-        [slow, healthy],
-        [slow, healthy],
-    ]
