@@ -1396,6 +1396,17 @@ def test_a_predecessors_session_is_forgotten_after_an_hour_and_not_before_and_on
     assert other.actor.next_deadline is None
 
 
+def test_a_predecessors_session_is_not_taken_for_one_that_has_fallen_silent(
+    desk: Desk, peer: Peer
+) -> None:
+    desk.hand_in(peer, report(1, None))
+    other = successor(desk)
+    other.at(other.now + 100.0)
+    assert other.actor.silent(other.now) == []
+    other.ask(Peer(DATA, b"back"), hello(1), Welcome)
+    assert [session.pid for session in other.actor.silent(other.now)] == [1_001]
+
+
 def test_the_end_of_an_absent_session_is_saved(desk: Desk, peer: Peer) -> None:
     desk.hand_in(peer, report(1, None))
     other = successor(desk)

@@ -302,8 +302,8 @@ class Actor:
         return len(self._sessions) - len(self._absent) >= self.max_clients
 
     def silent(self, since: float) -> list[Session]:
-        """The sessions that hold nothing, and were not heard of after then."""
-        sessions = self._sessions.values()
+        """The sessions that hold nothing, and were not heard of after then; no predecessor's."""
+        sessions = [one for token, one in self._sessions.items() if token not in self._absent]
         return [one for one in sessions if one.heard_at <= since and not one.granted]
 
     def died(self, session: Session, now: float) -> list[Send]:
