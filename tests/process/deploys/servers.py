@@ -272,7 +272,7 @@ def sessions(manager: int) -> Counter[int]:
 class Deploy(NamedTuple):
     """A manager, a service, and what a server's application is told of them."""
 
-    manager: subprocess.Popen[bytes]
+    manager: subprocess.Popen[bytes] | None  # None: the application starts it
     client: sg.Client
     service: Service
     place: str  # of the service
@@ -360,5 +360,6 @@ class Deploy(NamedTuple):
 
     def forgets_all_but(self, workers: Iterable[int]) -> None:
         """The manager comes to keep no session but of these, and of us."""
-        us = {os.getpid()}
-        eventually(lambda: us <= set(sessions(self.manager.pid)) <= us.union(workers))
+        assert self.manager is not None
+        pid, us = self.manager.pid, {os.getpid()}
+        eventually(lambda: us <= set(sessions(pid)) <= us.union(workers))

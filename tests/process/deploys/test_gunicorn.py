@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +15,17 @@ import pytest
 import switchgear as sg
 from switchgear.manager.actor import LEASE
 
-from ..conftest import end, ending, eventually, has_ended, start_manager, trip
-from .servers import LOST, Deploy, Server, answered, needs, serving
+from ..conftest import (
+    ACQUIRE_TIMEOUT,
+    connect,
+    end,
+    ending,
+    eventually,
+    has_ended,
+    start_manager,
+    trip,
+)
+from .servers import LOST, Deploy, Server, answered, needs, service_at_a_port, serving
 
 pytestmark = pytest.mark.process
 
@@ -53,6 +64,43 @@ def test_gunicorns_workers_share_one_circuit(deploy: Deploy, options: tuple[str,
         server.stop()
     deploy.agrees(answers, besides)
     deploy.forgets_all_but([])
+
+
+@pytest.mark.parametrize("options", KINDS[:2])
+def test_gunicorns_workers_start_their_manager_and_its_successor(
+    address: str, options: tuple[str, ...]
+) -> None:
+    """And nobody else does."""
+    with (
+        connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client,
+        service_at_a_port() as (service, place),
+    ):
+        deploy = Deploy(None, client, service, place, address)
+        environment = deploy.environment(connect={"autostart": True}, failure_threshold=3)
+        managers: list[int] = []
+
+        def another_answers() -> bool:
+            with contextlib.suppress(sg.ManagerUnavailableError):
+                if (pid := client.ping().pid) not in managers:
+                    managers.append(pid)
+                    return True
+            return False
+
+        try:
+            with gunicorn(environment, *options) as server:
+                answers = server.get_each(3)
+                eventually(another_answers)
+                deploy.agrees(answers)
+                os.kill(managers[-1], signal.SIGKILL)
+                answers += server.get_each(3)
+                eventually(another_answers)
+                deploy.agrees(answers)
+                assert {answer.outcome for answer in answers} == {"success"}
+        finally:
+            eventually(lambda: managers)
+            ended = has_ended(managers[-1])
+            os.kill(managers[-1], signal.SIGTERM)
+            eventually(ended)
 
 
 # -- workers that are killed -----------------------------------------------------------------------
