@@ -11,7 +11,7 @@ help:
 	@echo "make test    all tests"
 	@echo "make lint    the linter, the formatter and the type checker"
 	@echo "make check   what CI runs"
-	@echo "make bench   the benchmarks, beside other packages: ten minutes, into benchmarks/RESULTS.md"
+	@echo "make bench   the benchmarks, beside other packages: fifteen minutes, into benchmarks/RESULTS.md"
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
