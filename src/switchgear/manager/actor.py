@@ -477,10 +477,14 @@ class Actor:
         held = self._permits.get(message.permit)
         if held is None or held.circuit.name != message.name:
             text = f"permit {message.permit} of {message.name!r} is not out"
-            return self._refuse_taken(peer, message, ErrorCode.UNKNOWN_PERMIT, text, now)
+            return self._behind_acks(
+                self._refuse(peer, message, ErrorCode.UNKNOWN_PERMIT, text), now
+            )
         if held.session is not session:
             text = f"permit {message.permit} was issued to process {held.session.pid}"
-            return self._refuse_taken(peer, message, ErrorCode.FOREIGN_PERMIT, text, now)
+            return self._behind_acks(
+                self._refuse(peer, message, ErrorCode.FOREIGN_PERMIT, text), now
+            )
         self._take_back(held)
         self._unsaved.counted(held.circuit, now)
         operation = self._next_operation()
@@ -498,7 +502,7 @@ class Actor:
         """
         circuit = self._circuits.get(message.name)
         if circuit is None:
-            return self._lost_circuit(peer, message, now)
+            return self._behind_acks(self._unknown_circuit(peer, message, message.name), now)
         self._unsaved.counted(circuit, now)
         operation = self._next_operation()
         generation = self._generation(message)
@@ -534,23 +538,17 @@ class Actor:
     ) -> list[Send]:
         circuit = self._circuits.get(message.name)
         if circuit is None:
-            return self._lost_circuit(peer, message, now)
+            return self._behind_acks(self._unknown_circuit(peer, message, message.name), now)
         self._unsaved.counted(circuit, now)
         verdict = circuit.report_totals(totals, now, generation)
         answer = Reported(message.number, self._next_operation(), verdict)
         self._acks.add(peer, answer, now, batch=type(message) is Batch, urgent=False)
         return []
 
-    def _lost_circuit(self, peer: Peer, message: Report | Batch | Missed, now: float) -> list[Send]:
-        text = f"no circuit {message.name!r}"
-        return self._refuse_taken(peer, message, ErrorCode.UNKNOWN_CIRCUIT, text, now)
-
-    def _refuse_taken(
-        self, peer: Peer, message: Report | Batch | Missed, code: ErrorCode, text: str, now: float
-    ) -> list[Send]:
-        """Refuse a report that has taken its number, which acknowledges those before it."""
-        for send in self._refuse(peer, message, code, text):
-            self._acks.add_last(peer, send.message, now)
+    def _behind_acks(self, refusal: list[Send], now: float) -> list[Send]:
+        """Hold back the refusal of a report that took its number: it acknowledges those before."""
+        for peer, message in refusal:
+            self._acks.add_last(peer, message, now)
         return []
 
     def _sync(self, message: Sync, peer: Peer, now: float) -> list[Send]:
@@ -568,7 +566,9 @@ class Actor:
         expected = session.reports + 1
         if message.number < expected:
             text = f"report {message.number} was taken in before"
-            return self._refuse_taken(peer, message, ErrorCode.DUPLICATE_REPORT, text, now)
+            return self._behind_acks(
+                self._refuse(peer, message, ErrorCode.DUPLICATE_REPORT, text), now
+            )
         text = f"report {message.number} came where {expected} was expected"
         return self._refuse(peer, message, ErrorCode.OUT_OF_ORDER, text)
 

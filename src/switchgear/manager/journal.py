@@ -99,7 +99,6 @@ class Journal:
         self._path = path
         self._behind = f"{path}.behind"  # it is there when the file could not be written
         self._db: sqlite3.Connection | None = None  # None: it is done without
-        self._life: tuple[int, int] = (0, 0)  # epoch and origin
         self._slots: dict[str, Iterator[int]] = {}  # where a circuit's next event goes
         self._failing = False  # and that has been logged
         self._retry_at = 0.0
