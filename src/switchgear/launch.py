@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from .address import SHUT, Address
 from .errors import BreakerError, ConfigError
@@ -71,6 +71,24 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "SWITCHGEAR_AUTOSTART": "0"}
 
 
+def spawn(command: list[str], ready_fd: int, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process that reads nothing, in a session of its own; a fork waits meanwhile.
+
+    Args:
+        command: What to run.
+        ready_fd: The one descriptor that it inherits.
+        **options: See `subprocess.Popen`.
+    """
+    with _starting:
+        return subprocess.Popen(
+            command,
+            pass_fds=(ready_fd,),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            **options,
+        )
+
+
 def first_word(fd: int, timeout: float) -> bytes:
     """What a manager says until it is READY, the other end is closed, or seconds have passed."""
     deadline = time.monotonic() + timeout
@@ -118,9 +136,11 @@ def start(address: Address) -> bool:
     Raises:
         BreakerError: It did not start; the message says why.
     """
-    if listening(address) or _crowded(address):
+    if listening(address):
         return True
     try:
+        if _crowded(address):
+            return True
         address.make_directory()
         with _opened(address.spawn_path, os.O_RDWR) as lock:
             deadline = time.monotonic() + _ELECTION
@@ -146,18 +166,15 @@ def _start(address: Address) -> bool:
         ours.enter_context(_closing(read))
         with _closing(write):
             manager = command(address, "--idle-exit", str(limit), "--ready-fd", str(write))
-            with _starting:
-                first = subprocess.Popen(
-                    [manager[0], "-I", "-S", "-c", _DETACH, *manager],
-                    pass_fds=(write,),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd="/",
-                    start_new_session=True,
-                    # Or -m would look for modules in its directory first, and "/" is nobody's.
-                    env={**environment(), "PYTHONSAFEPATH": "1"},
-                )
+            first = spawn(
+                [manager[0], "-I", "-S", "-c", _DETACH, *manager],
+                write,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                # Or -m would look for modules in its directory first, and "/" is nobody's.
+                env={**environment(), "PYTHONSAFEPATH": "1"},
+            )
         try:
             first.wait(_START_TIMEOUT)
         except subprocess.TimeoutExpired:

@@ -17,7 +17,7 @@ from ..client.breaker import Breaker
 from ..client.client import ACQUIRE_TIMEOUT, Client, ManagerLoss, Settings, share
 from ..config import CircuitConfig
 from ..errors import BreakerError, ConfigError
-from ..launch import READY, TAKEN, command, environment, first_word
+from ..launch import READY, TAKEN, command, environment, first_word, spawn
 from ..processes import leave_signals
 from ..states import State
 from ..stats import CircuitStats
@@ -116,18 +116,15 @@ class Manager:
         manager = command(Address.parse(self.address), *options)
         read, write = os.pipe()
         try:
-            self._child = subprocess.Popen(
-                [*manager, "--ready-fd", str(write)],
-                pass_fds=(write,),
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # the terminal's Ctrl-C is for the application
-                env=environment(),
-            )
+            # In a session of its own: the terminal's Ctrl-C is for the application.
+            self._child = spawn([*manager, "--ready-fd", str(write)], write, env=environment())
             os.close(write)
             said = first_word(read, _START_TIMEOUT)
         finally:
             os.close(read)
         if said != READY:
+            self._child.kill()  # or it would be in the way of the next one
+            self._child.wait()
             said = said.removeprefix(TAKEN) or b"it ended, or said nothing in time"
             reason = said.decode(errors="replace")
             raise ConfigError(f"the manager did not start: {reason}")
