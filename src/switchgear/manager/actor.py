@@ -71,9 +71,7 @@ from .unsaved import Changes, Saved, Unsaved
 
 LEASE: Final = 1.0  # seconds that a session's leases hold after the last report it was answered
 EVENTS_KEPT: Final = 1024  # for a subscriber that missed some
-SPARED: Final = (
-    0.1  # seconds without events for one that does not read: each costs more than a read
-)
+SPARED: Final = 0.1  # seconds without events for one that does not read; each costs much
 ABSENCE: Final = 3600.0  # seconds that a predecessor's client may take to come back, as one that
 # was stopped may; the reports of one that comes later would be counted again
 
@@ -609,14 +607,7 @@ class Actor:
     def _get_history(self, message: GetHistory, peer: Peer, now: float) -> list[Send]:
         if message.name not in self._circuits:
             return self._unknown_circuit(peer, message, message.name)
-        changes = tuple(
-            StateChange(
-                version=version, old=old, new=new, cause=cause, generation=generation, at=at
-            )
-            for version, _, _, old, new, cause, generation, at in self._histories.get(
-                message.name, ()
-            )
-        )
+        changes = tuple(_change(event) for event in self._histories.get(message.name, ()))
         return [Send(peer, HistoryOf(message.request, self._next_operation(), changes))]
 
     def _get_list(self, message: GetList, peer: Peer, now: float) -> list[Send]:
@@ -700,6 +691,11 @@ class Actor:
     def _refuse(self, peer: Peer, message: Message, code: ErrorCode, text: str) -> list[Send]:
         ref = message[0] if message and isinstance(message[0], int) else 0
         return [Send(peer, Error(KINDS[type(message)], ref, code, text))]
+
+
+def _change(event: Event) -> StateChange:
+    version, _, _, old, new, cause, generation, at = event
+    return StateChange(version=version, old=old, new=new, cause=cause, generation=generation, at=at)
 
 
 def _seconds(durations: tuple[int, ...]) -> list[float]:

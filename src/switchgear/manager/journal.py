@@ -172,7 +172,7 @@ class Journal:
 
         Unless the file cannot be written: then nothing is, until `reopen` and another `begin`.
         """
-        if any(changes):
+        if changes:
             self._commit(lambda db: self._write(db, changes))
 
     @property
