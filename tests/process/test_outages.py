@@ -12,7 +12,7 @@ import pytest
 
 import switchgear as sg
 
-from .conftest import PATIENCE, end, ending, eventually, fail, start_manager, stopped
+from .conftest import PATIENCE, connect, end, ending, eventually, fail, start_manager, stopped
 
 pytestmark = pytest.mark.process
 
@@ -122,6 +122,21 @@ def test_what_was_counted_meanwhile_reaches_the_next_manager_once(
         assert straddling.verdict is sg.Verdict.STALE
         assert calls >= 90
         assert stats.total_requests == calls + 11
+
+
+def test_what_was_counted_meanwhile_is_told_without_another_call(
+    address: str, client: sg.Client
+) -> None:
+    breaker = client.breaker("service")
+    for _ in range(10):
+        breaker.execute(int)
+
+    def counted(other: sg.Client) -> int:
+        stats = other.breakers().get("service")
+        return 0 if stats is None else stats.total_successes
+
+    with ending(start_manager(address)), connect(address) as other:
+        eventually(lambda: counted(other) == 10)
 
 
 def test_the_configuration_is_the_managers_where_this_process_has_declared_none(
