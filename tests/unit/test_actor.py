@@ -383,6 +383,19 @@ def test_undelivered_probe_makes_room_for_the_next_at_once(desk: Desk, peer: Pee
     assert isinstance(desk.acquire(desk.client(2), 4), Granted)
 
 
+def test_a_permit_that_was_told_before_stays_out_if_it_cannot_be_told_again(
+    desk: Desk, peer: Peer
+) -> None:
+    (told,) = desk.hand_in(peer, Acquire(2, "a", LATER))
+    (again,) = desk.hand_in(peer, Acquire(2, "a", LATER))
+    assert desk.lose(again, gone=False) == []
+    assert desk.stats(peer).in_flight == 1
+    desk.ask(peer, hello(1), Welcome)
+    assert isinstance(told.message, Granted)
+    desk.hand_in(peer, report(1, told.message.operation))
+    assert desk.stats(peer).total_successes == 1
+
+
 def test_undelivered_answer_that_is_no_permit_takes_nothing_back(desk: Desk, peer: Peer) -> None:
     permit = desk.permit(peer, 2)
     assert desk.lose(Send(peer, Reported(1, permit, Verdict.COUNTED)), gone=True) == []

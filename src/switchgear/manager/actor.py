@@ -90,6 +90,7 @@ class _Held(NamedTuple):
     circuit: Circuit
     permit: Permit
     request: int
+    told_again: bool = False  # it was asked for twice, so it may be known whatever gets lost
 
 
 class Actor:
@@ -282,7 +283,7 @@ class Actor:
             self._subscribers[send.peer] = now + SPARED  # the next event shows it what it missed
         if isinstance(send.message, Granted):
             held = self._permits.get(send.message.operation)
-            if held is not None:
+            if held is not None and not held.told_again:
                 return self._give_back(held, now)
         return []
 
@@ -426,6 +427,8 @@ class Actor:
             return self._unknown_circuit(peer, message, message.name)
         granted = session.granted.get(message.request)
         if granted is not None:  # asked again, because the answer may have been lost
+            number = granted.operation
+            self._permits[number] = self._permits[number]._replace(told_again=True)
             return [Send(peer, granted)]
         if to_seconds(message.deadline) < now:
             text = "the caller's deadline had passed"
