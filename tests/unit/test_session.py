@@ -369,6 +369,23 @@ def test_a_request_that_arrives_twice_gets_no_permit_that_nobody_waits_for(pair:
     assert stats(pair).in_flight == 0
 
 
+def test_a_request_whose_rejection_came_too_late_twice_is_answered_with_nothing() -> None:
+    pair = Pair()
+    pair.session.declare("a", CircuitConfig(failure_threshold=1, consistency="strict"))
+    report(pair, granted(pair), Outcome.FAILURE)
+    pair.run()
+    waiter = pair.acquire(timeout=0.05)
+    assert pair.deliver_up()
+    pair.cut()  # and the rejection with it
+    pair.connect()
+    assert pair.deliver_up()
+    assert pair.deliver_down()
+    assert pair.deliver_up()  # asked again in time, and refused
+    pair.now += 0.06  # as in a process that was stopped
+    pair.run()
+    assert (waiter.answered, waiter.answer) == (True, None)
+
+
 def test_a_request_whose_rejection_was_lost_is_asked_anew_and_answered(pair: Pair) -> None:
     pair.session.declare("a", CircuitConfig(failure_threshold=1))
     pair.run()

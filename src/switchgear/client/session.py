@@ -526,8 +526,11 @@ class Session:
             # a turn tells the time of before. Compare them again.
             if line.phase is _Phase.READY:
                 self._greet(connection, now)
-        elif error.code is ErrorCode.DUPLICATE_REQUEST and self._still_wanted(error.ref, now):
-            self._ask_anew(error.ref)
+        elif error.code is ErrorCode.DUPLICATE_REQUEST:
+            if self._still_wanted(error.ref, now):
+                self._ask_anew(error.ref)
+            else:
+                self._answer(error.ref, None)  # as if nothing had come, which is nearly so
         elif error.kind in _REPORTS:
             self._report_refused(error, now)
         elif error.kind == KINDS[Declare]:
