@@ -6,11 +6,18 @@ import asyncio
 import multiprocessing
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import zmq
 
 import switchgear as sg
+from switchgear.address import Address
+from switchgear.manager.actor import Actor, Send
+from switchgear.manager.sessions import DATA, Peer
+from switchgear.wire import TO_DATA, Hello, Message, Report, decode, encode
 
 from .conftest import PATIENCE, connect, end, ending, eventually, fail, start_manager, stopped
 
@@ -211,3 +218,44 @@ def test_a_stopped_manager_is_stood_in_for_and_then_asked_again(
         client.flush(PATIENCE)
         assert breaker.stats().total_successes >= 21
         assert breaker.stats().in_flight == 0
+
+
+def test_an_idle_process_asks_again_when_its_outcomes_are_not_acknowledged(address: str) -> None:
+    """The manager here is an actor that saves nothing, so it acknowledges nothing either."""
+    actor, heard = Actor(1), Counter[type[Message]]()
+
+    def serve() -> None:
+        if router.poll(10):
+            sender, *frames = router.recv_multipart()
+            peer = Peer(DATA, sender)
+            for frame in frames:
+                message = decode(frame, TO_DATA)
+                heard[type(message)] += 1
+                answer(actor.receive(peer, message, time.monotonic()))
+
+    def answer(sends: list[Send]) -> None:
+        for send in sends:
+            router.send_multipart([send.peer.address, encode(send.message)])
+
+    def served(look: Callable[[], bool]) -> bool:
+        serve()
+        return look()
+
+    Address.parse(address).make_directory()
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.ROUTER) as router,
+        sg.connect(address, acquire_timeout=PATIENCE) as client,
+        ThreadPoolExecutor(1) as caller,
+    ):
+        router.bind(f"ipc://{Address.parse(address).data_path}")
+        # Its own turn reports a failure, while the thread that would ask again sleeps.
+        call = caller.submit(client.breaker("a").execute, fail)
+        eventually(lambda: served(call.done))
+        eventually(lambda: served(lambda: heard[Report] == 1))
+        assert heard[Hello] == 1
+        eventually(lambda: served(lambda: heard[Hello] == 2))
+        actor.save()
+        answer(actor.saved(time.monotonic()))
+        client.flush()
+        assert heard[Report] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -13,10 +14,10 @@ from harness import Pair, Waiter
 from switchgear.circuit import Totals
 from switchgear.client.lease import Lease
 from switchgear.client.reports import Whole
-from switchgear.client.session import GREETING_INTERVAL, Grant
+from switchgear.client.session import GREETING_INTERVAL, PATIENCE, RETRY_MAX, Grant
 from switchgear.config import CircuitConfig
 from switchgear.manager.acks import ACKS_TOGETHER
-from switchgear.manager.actor import EVENTS_KEPT, LEASE
+from switchgear.manager.actor import EVENTS_KEPT, LEASE, Send
 from switchgear.manager.sessions import CONTROL, DATA, Peer
 from switchgear.states import Outcome, State, Verdict
 from switchgear.stats import CircuitStats
@@ -44,6 +45,7 @@ from switchgear.wire import (
     StatsOf,
     Subscribe,
     Sync,
+    Synced,
     Welcome,
     decode,
     encode,
@@ -93,6 +95,125 @@ def stats(pair: Pair, name: str = "a") -> CircuitStats:
 
 def kinds(messages: Sequence[object]) -> list[str]:
     return [type(message).__name__ for message in messages]
+
+
+# -- what is owed and does not come ----------------------------------------------------------------
+
+
+def lose_what_was_said(pair: Pair, connection: int = DATA) -> None:
+    """As a manager does whose client does not read: what it says is dropped, and so is a session.
+
+    The connection itself holds.
+    """
+    wire = pair.clients[0].wires[connection]
+    while pair.deliver_up(0, connection):
+        pass
+    wire.down.clear()
+    assert wire.peer is not None
+    lost = Send(wire.peer, Synced(1, 1))
+    pair.actor.undelivered(lost, pair.now, gone=False)
+
+
+def knock(pair: Pair) -> None:
+    """Let the time come at which the session is to knock, as the I/O thread does."""
+    pair.now = max(pair.now, pair.session.knock_at)
+    pair.session.knock(pair.now)
+    pair.run()
+
+
+def test_nothing_is_owed_to_who_has_asked_for_nothing(pair: Pair) -> None:
+    assert pair.session.knock_at == math.inf
+    report(pair, granted(pair))
+    pair.run()
+    pair.advance(1.0)
+    assert pair.session.knock_at == math.inf
+    pair.cut()
+    assert pair.session.knock_at == math.inf
+
+
+def test_acknowledgements_that_do_not_come_are_asked_for_after_a_while(pair: Pair) -> None:
+    grant = granted(pair)
+    pair.now += 10.0
+    report(pair, grant)
+    assert pair.session.knock_at == pair.now + PATIENCE
+    waiter = pair.flush()
+    lose_what_was_said(pair)
+    pair.run()
+    assert not waiter.answered
+    knock(pair)
+    assert waiter.answered
+    assert stats(pair).total_successes == 1
+    assert pair.session.knock_at == math.inf
+
+
+@pytest.mark.parametrize("owed", ["a flush", "an answer", "a permit"])
+def test_a_greeting_that_is_not_answered_is_said_again(owed: str) -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    pair.connect_all()
+    grant = Grant(1, 1)
+    match owed:
+        case "a flush":
+            report(pair, grant)
+            waiter = pair.flush()
+        case "an answer":
+            waiter = pair.ask(Ping)
+        case _:
+            waiter = pair.acquire()
+    for connection in (DATA, CONTROL):
+        lose_what_was_said(pair, connection)
+    pair.run()
+    assert not waiter.answered
+    assert pair.session.knock_at == pair.now + PATIENCE
+    knock(pair)
+    assert waiter.answered
+
+
+def test_who_only_asks_greets_again_where_it_asks_and_only_while_it_is_not_let_in() -> None:
+    pair = Pair(connected=False)
+    waiter = pair.ask(Ping)
+    assert pair.session.knock_at == math.inf  # nobody is there
+    pair.connect(0, CONTROL)
+    begin = pair.now
+    assert pair.session.knock_at == begin + PATIENCE
+    pair.now += 0.25
+    pair.connect(0, DATA)
+    assert pair.session.knock_at == begin + PATIENCE  # where it waits longest
+    pair.cut(0, DATA)
+    pair.deliver_up(0, CONTROL)
+    pair.deliver_down(0, CONTROL)
+    assert not waiter.answered
+    assert pair.session.knock_at == math.inf  # it is let in, and who asks waits as long as it likes
+    pair.run()
+    pair.session.resume(pair.now)
+    pair.collect()
+    assert pair.session.knock_at == math.inf  # it greets, and nobody waits for that
+
+
+def test_the_first_of_several_that_are_not_acknowledged_says_when_to_knock(pair: Pair) -> None:
+    grants = [granted(pair) for _ in range(2)]
+    pair.now += 10.0
+    report(pair, grants[0])
+    begin = pair.now
+    pair.now += 0.25
+    report(pair, grants[1])
+    assert pair.session.knock_at == begin + PATIENCE
+
+
+def test_who_knocks_in_vain_knocks_less_and_less_often_and_begins_anew_when_heard(
+    pair: Pair,
+) -> None:
+    report(pair, granted(pair))
+    pauses = []
+    for _ in range(7):
+        pauses.append(pair.session.knock_at - pair.now)
+        pair.now = pair.session.knock_at
+        pair.session.knock(pair.now)
+        pair.collect()
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, RETRY_MAX, RETRY_MAX]
+    pair.run()
+    report(pair, granted(pair))
+    assert pair.session.knock_at == pair.now + PATIENCE
 
 
 # -- asking after reporting ------------------------------------------------------------------------

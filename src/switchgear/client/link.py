@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import os
 import secrets
 import select
@@ -137,6 +138,8 @@ class Link:
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._dirty: deque[Lease] = deque()  # with outcomes to collect
         self._collect_at = 0.0  # when they may be, on our clock
+        self._knock_at = math.inf  # when an answer is overdue
+        self._dozes_until = math.inf  # the I/O thread, unless somebody wakes it
         self._asleep = False  # the I/O thread is, for as long as nobody wakes it
         self._driver = threading.RLock()
         self._turning: int | None = None  # the thread that runs a turn
@@ -387,19 +390,20 @@ class Link:
     def _doze(self) -> float | None:
         """How long to wait for the sockets, milliseconds: until outcomes are to be collected."""
         self._asleep = True  # first: who leaves something after the look at it wakes us
+        self._dozes_until = math.inf
         now = time.monotonic()
         remaining = self._collect_at - now
         if not self._inbox and not self._dirty and remaining <= 0:
-            if not self._resting:
-                return None
-            return max(0.0, self._session.retry_at - now) * 1000 + 1
+            until = self._session.retry_at if self._resting else self._knock_at
+            self._dozes_until = until
+            return None if until == math.inf else max(0.0, until - now) * 1000 + 1
         self._asleep = False
         return 0 if self._inbox else max(0.0, remaining * 1000)
 
     def _due(self, now: float) -> bool:
         if self._resting and now >= self._session.retry_at:
             return True
-        return bool(self._dirty) and now >= self._collect_at
+        return now >= self._knock_at or (bool(self._dirty) and now >= self._collect_at)
 
     @property
     def _resting(self) -> bool:
@@ -455,7 +459,14 @@ class Link:
                 self._session.hang_up()
             else:
                 self._exchange(now)
+                if now >= self._knock_at and now >= self._session.knock_at:
+                    # Nothing was answered by what has arrived until now, either.
+                    self._session.knock(now)
+                    self._exchange(now)
             self._hand_over()
+            self._knock_at = self._session.knock_at
+            if self._asleep and self._knock_at < self._dozes_until:
+                self._wake.set()
         except BaseException:
             self._interrupted = True
             self._turning = None

@@ -240,6 +240,11 @@ class Reports:
         place = number - self.acknowledged - 1
         return self._queue[place].sent_at if 0 <= place < len(self._queue) else None
 
+    @property
+    def first_sent_at(self) -> float | None:
+        """When the first one was sent that is not acknowledged; None: there is none such."""
+        return self._queue[0].sent_at if self.sent > self.acknowledged else None
+
     def acknowledge(self) -> One | Many | Whole:
         """Take the first one off the queue: it was taken in."""
         report = self._queue[0]

@@ -17,6 +17,7 @@ nothing in, what waits for it grows with the circuits and not with the calls.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Set
 from enum import Enum
 from typing import Final, NamedTuple, Protocol
@@ -68,6 +69,7 @@ CONTROL: Final = 1
 GREETING_INTERVAL: Final = 0.1  # seconds between two Hellos while the manager does not answer
 RETRY: Final = 1.0  # seconds until who was turned away knocks again; then twice as long each time,
 RETRY_MAX: Final = 30.0  # up to this
+PATIENCE: Final = 1.0  # seconds after which an answer that is owed has got lost; then twice as long
 UNREPORTED: Final = 1.0  # seconds after which a failure that is not in the queue never will be
 
 
@@ -184,6 +186,7 @@ class Session:
         self._declared: set[str] = set()  # this manager has been told
         self._declaring: dict[int, str] = {}  # and has not answered yet: request -> circuit
         self._full: dict[str, Error] = {}  # it has no room for these circuits, as it said then
+        self._patience = PATIENCE  # before we knock where somebody has let us in
         self._pause = RETRY  # before the next time that we knock
         self._reports = Reports()
         self._syncing = 0  # the number of the Sync that is out, 0 when none is
@@ -371,6 +374,26 @@ class Session:
             if line.phase in (_Phase.GREETING, _Phase.READY):
                 self._greet(connection, now)
 
+    @property
+    def knock_at(self) -> float:
+        """When to `knock`, if nothing is heard until then; inf: nothing is owed to us."""
+        data, control = self._lines
+        at = math.inf
+        if data.phase is _Phase.READY:
+            sent_at = self._reports.first_sent_at
+            if sent_at is not None:
+                at = max(sent_at, data.greeted_at)
+        elif data.phase is _Phase.GREETING and (self._reports or self._asked or self._held):
+            at = data.greeted_at
+        if control.phase is _Phase.GREETING and self._asked:
+            at = min(at, control.greeted_at)
+        return at + self._patience
+
+    def knock(self, now: float) -> None:
+        """Greet again: a manager drops what a client does not read, as one that was stopped."""
+        self._patience = min(2 * self._patience, RETRY_MAX)
+        self.resume(now)
+
     def goodbye(self) -> None:
         """Tell the manager that this process goes: it takes back what is still held."""
         if self._lines[DATA].phase is _Phase.READY:
@@ -466,6 +489,7 @@ class Session:
             self._set_clock(to_seconds(message.clock), now)
         line.phase, line.refusal = _Phase.READY, None
         line.epoch, line.origin = message.epoch, message.origin
+        self._patience = PATIENCE
         if connection == DATA:
             self.away, self._pause = False, RETRY
             self._leases.length = to_seconds(message.lease)
