@@ -11,7 +11,7 @@ import pytest
 
 from switchgear.config import CircuitConfig
 from switchgear.manager.acks import ACK_DELAY, ACKS_TOGETHER
-from switchgear.manager.actor import ABSENCE, EVENTS_KEPT, SPARED, Actor, Send
+from switchgear.manager.actor import ABSENCE, EVENTS_KEPT, SPARED, TELL_AGAIN, Actor, Send
 from switchgear.manager.sessions import CONTROL, DATA, Peer, Session
 from switchgear.manager.unsaved import SAVE_INTERVAL, Saved
 from switchgear.states import Outcome, State, Verdict
@@ -900,6 +900,61 @@ def test_a_subscriber_that_is_gone_is_sent_nothing_more_and_a_slow_one_is(
     assert len(desk.hand_in(control, Reset(2, "a"))) == 2
     desk.lose(event, gone=True)
     assert len(desk.hand_in(control, Reset(3, "a"))) == 1
+
+
+def test_who_missed_the_last_event_is_told_of_it_again_until_it_is_taken(
+    desk: Desk, peer: Peer, watcher: Peer
+) -> None:
+    assert desk.actor.next_deadline is None
+    events = [desk.hand_in(Peer(CONTROL, b"c"), Reset(number, "a"))[-1] for number in (1, 2, 3)]
+    for event in events:  # the second time within the time that it is spared
+        desk.lose(event, gone=False)
+    for _ in range(3):
+        due = desk.now + TELL_AGAIN
+        assert desk.actor.next_deadline == due
+        assert desk.at(due - 0.001) == []
+        assert desk.at(due) == [events[-1]]
+        desk.lose(events[-1], gone=False)
+    desk.at(desk.now + TELL_AGAIN)
+    assert desk.actor.next_deadline is None  # it has taken it
+
+
+def test_who_missed_an_event_again_is_told_after_who_missed_one_meanwhile(
+    desk: Desk, peer: Peer, watcher: Peer
+) -> None:
+    other = Peer(CONTROL, b"other")
+    desk.tell(other, Subscribe(1, None))
+    first, second = desk.hand_in(Peer(CONTROL, b"c"), Reset(1, "a"))[-2:]
+    begin = desk.now
+    desk.lose(first, gone=False)
+    desk.at(begin + 0.25)
+    desk.lose(second, gone=False)
+    desk.at(begin + 0.5)
+    desk.lose(first, gone=False)
+    assert desk.actor.next_deadline == begin + 0.25 + TELL_AGAIN
+    assert desk.at(begin + 0.25 + TELL_AGAIN) == [second]
+    assert desk.at(begin + 0.5 + TELL_AGAIN) == [first]
+
+
+def test_who_is_told_again_is_told_beside_what_happens_then(
+    desk: Desk, peer: Peer, watcher: Peer
+) -> None:
+    desk.trip(peer)
+    desk.at(desk.now + 30.0 - TELL_AGAIN)
+    missed = next(send for send in desk.said if isinstance(send.message, Event))
+    desk.lose(missed, gone=False)
+    told = [send.message for send in desk.at(desk.now + TELL_AGAIN)]
+    assert [(event.version, event.new) for event in told if isinstance(event, Event)] == [
+        (2, State.HALF_OPEN),
+        (2, State.HALF_OPEN),
+    ]
+
+
+def test_who_is_gone_is_not_told_again(desk: Desk, peer: Peer, watcher: Peer) -> None:
+    _, event = desk.hand_in(Peer(CONTROL, b"c"), Reset(1, "a"))
+    desk.lose(event, gone=False)
+    desk.lose(event, gone=True)
+    assert desk.at(desk.now + TELL_AGAIN) == []
 
 
 # -- what programs and people ask ------------------------------------------------------------------

@@ -72,6 +72,7 @@ from .unsaved import Changes, Saved, Unsaved
 LEASE: Final = 1.0  # seconds that a session's leases hold after the last report it was answered
 EVENTS_KEPT: Final = 1024  # for a subscriber that missed some
 SPARED: Final = 0.1  # seconds without events for one that does not read; each costs much
+TELL_AGAIN: Final = 1.0  # seconds until it is told the last event, if none comes before
 ABSENCE: Final = 3600.0  # seconds that a predecessor's client may take to come back, as one that
 # was stopped may; the reports of one that comes later would be counted again
 
@@ -136,6 +137,7 @@ class Actor:
         self._absent: set[bytes] = set()  # a predecessor's sessions that have not greeted us
         self._absent_until = math.inf
         self._subscribers: dict[Peer, float] = {}  # in order of arrival; until when to spare each
+        self._behind: dict[Peer, float] = {}  # those that missed some, and when to tell them so
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)  # in a row, up to the last
         self._histories: dict[str, deque[Event]] = {}  # of each circuit that has one
         self._handlers: dict[type[Message], Callable[[Any, Peer, float], list[Send]]] = {
@@ -184,7 +186,7 @@ class Actor:
     @property
     def next_deadline(self) -> float | None:
         """When `tick` has something to do at the latest, or `save` has, or None."""
-        first = self._absent_until
+        first = min(self._absent_until, next(iter(self._behind.values()), math.inf))
         if self._timers:
             first = min(first, self._timers[0][0])
         save_by = self.save_by
@@ -212,6 +214,8 @@ class Actor:
             sends += self._follow(circuit, self._next_operation(), now)
         if self._absent_until <= now:
             self._forget_absent(now)
+        if self._behind:
+            sends += self._tell_again(now)
         return sends
 
     def _forget_absent(self, now: float) -> None:
@@ -280,7 +284,9 @@ class Actor:
         elif send.peer.socket == DATA:
             self._disconnect(send.peer)  # what it has missed may be the end of a lease
         elif send.peer in self._subscribers:
-            self._subscribers[send.peer] = now + SPARED  # the next event shows it what it missed
+            self._subscribers[send.peer] = now + SPARED
+            self._behind.pop(send.peer, None)
+            self._behind[send.peer] = now + TELL_AGAIN
         if isinstance(send.message, Granted):
             held = self._permits.get(send.message.operation)
             if held is not None and not held.told_again:
@@ -332,6 +338,7 @@ class Actor:
             for session in self._sessions.values()
             for number, held in self._held_by(session).items()
         }
+        assert list(self._behind.values()) == sorted(self._behind.values())
         for peer, session in self._connected.items():
             assert session.peer == peer
         for name in self._names:
@@ -671,6 +678,17 @@ class Actor:
         self._remember(event)
         self._unsaved.stands(circuit, event)
         return [Send(peer, event) for peer, spared in self._subscribers.items() if spared <= at]
+
+    def _tell_again(self, now: float) -> list[Send]:
+        """Show subscribers that have missed events the last one: they ask for what is between."""
+        sends: list[Send] = []
+        for peer, tell_at in list(self._behind.items()):
+            if tell_at > now:
+                break
+            del self._behind[peer]
+            if peer in self._subscribers and self._events:
+                sends.append(Send(peer, self._events[-1]))
+        return sends
 
     def _remember(self, event: Event) -> None:
         self._events.append(event)
