@@ -183,7 +183,7 @@ class Session:
         self._numbers: dict[Waiter, int] = {}
         self._abandoned: dict[int, str] = {}  # requests for permits nobody waits for -> circuit
         self._configs: dict[str, CircuitConfig | None] = {}  # what callers have declared
-        self._declared: set[str] = set()  # this manager has been told
+        self._declared: dict[str, None] = {}  # this manager has been told
         self._declaring: dict[int, str] = {}  # and has not answered yet: request -> circuit
         self._full: dict[str, Error] = {}  # it has no room for these circuits, as it said then
         self._patience = PATIENCE  # before we knock where somebody has let us in
@@ -744,7 +744,7 @@ class Session:
 
     def _send_declare(self, name: str) -> None:
         self._last_number += 1
-        self._declared.add(name)
+        self._declared[name] = None
         self._declaring[self._last_number] = name
         self.outbox.append((DATA, Declare(self._last_number, name, self._configs.get(name))))
 
@@ -766,8 +766,8 @@ class Session:
         """Assert what is true between any two calls. For tests."""
         assert set(self._numbers.values()) == set(self._asked)
         assert not set(self._abandoned) & set(self._asked)
-        assert set(self._declaring.values()) <= self._declared
-        assert set(self._full) <= self._declared
+        assert set(self._declaring.values()) <= self._declared.keys()
+        assert self._full.keys() <= self._declared.keys()
         assert not (self.away and self._asked)
         self._reports.check()
         self._leases.check()

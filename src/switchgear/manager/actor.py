@@ -134,7 +134,7 @@ class Actor:
         self._leases: Leases[Peer] = Leases()
         self._acks: Acks[Peer] = Acks()
         self._unsaved = Unsaved()
-        self._absent: set[bytes] = set()  # a predecessor's sessions that have not greeted us
+        self._absent: dict[bytes, None] = {}  # a predecessor's sessions that have not greeted us
         self._absent_until = math.inf
         self._subscribers: dict[Peer, float] = {}  # in order of arrival; until when to spare each
         self._behind: dict[Peer, float] = {}  # those that missed some, and when to tell them so
@@ -175,7 +175,7 @@ class Actor:
             self._arm(self._circuits[name])
         self._names = sorted(self._circuits)
         self._sessions = {session.token: Session(session, now) for session in saved.sessions}
-        self._absent = set(self._sessions)
+        self._absent = dict.fromkeys(self._sessions)
         self._absent_until = now + ABSENCE if self._absent else math.inf
         for event in saved.events:
             if event.version != self._version + 1:
@@ -344,7 +344,7 @@ class Actor:
         for name in self._names:
             assert set(self._leases.holders(name)) <= set(self._connected)
         self._acks.check()
-        assert self._absent <= set(self._sessions)
+        assert self._absent.keys() <= self._sessions.keys()
         for circuit in self._circuits.values():
             circuit.check()
             deadline = circuit.next_deadline
@@ -367,7 +367,7 @@ class Actor:
                 greeted = SavedSession(message.session, message.pid, message.started)
                 session = self._sessions[message.session] = Session(greeted, now)
             session.heard_at = now
-            self._absent.discard(message.session)
+            self._absent.pop(message.session, None)
             for stale in (peer, session.peer):
                 if stale is not None:
                     self._disconnect(stale)
