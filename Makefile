@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 
-.PHONY: help demo test lint check bench clean
+.PHONY: help demo test lint check simulate bench clean
 
 help:
 	@echo "make demo    eight workers share one breaker in front of a service that breaks and heals"
 	@echo "make test    all tests"
 	@echo "make lint    the linter, the formatter and the type checker"
 	@echo "make check   what CI runs"
+	@echo "make simulate SEEDS=10000    so many simulated lives, on all cores; SEED=17 shows one of them"
 	@echo "make bench   the benchmarks, beside other packages: fifteen minutes, into benchmarks/RESULTS.md"
 
 $(VENV)/.created:
@@ -30,6 +31,11 @@ demo: $(VENV)/.package
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
+
+SEEDS ?= 10000
+simulate: $(VENV)/.dev
+	@PYTHONPATH=tests:tests/unit $(BIN)/python -m simulation \
+		$(if $(SEED),--replay $(SEED),--seeds $(SEEDS)) $(if $(PLANT),--plant $(PLANT))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,140 @@
+"""Journals that a manager may die over: in memory, and the real file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable
+from typing import Any
+
+from harness import Memory
+
+from switchgear.manager.journal import Journal
+from switchgear.manager.unsaved import Changes, Saved
+
+from .managers import Killed
+
+
+class Remembered:
+    """What was written is what a successor gets; tests/unit/test_journal.py compares it to a file.
+
+    Its manager dies before a write or after it, as a transaction has no other moments.
+    """
+
+    def __init__(self) -> None:
+        self._memory = Memory()
+        self._life: tuple[int, int] | None = None
+        self._dies: str | None = None
+
+    def succeed(self, epoch: int, utc_offset: float) -> Saved | None:
+        """See `managers.Journal`."""
+        self._dies = None
+        return None if self._life is None else self._memory.read(*self._life)
+
+    def begin(self, epoch: int, origin: int, utc_offset: float, everything: Changes) -> None:
+        """See `managers.Journal`."""
+        self._memory = Memory()
+        self._memory.write(everything)
+        self._life = epoch, origin
+
+    def write(self, changes: Changes) -> None:
+        """See `managers.Journal`."""
+        if self._dies == "before":
+            raise Killed(written=False)
+        self._memory.write(changes)
+        if self._dies == "after":
+            raise Killed(written=True)
+
+    def doom(self, chance: float) -> None:
+        """See `managers.Journal`."""
+        self._dies = "before" if chance < 0.5 else "after"
+
+
+class Filed:
+    """The real journal in a real file. Its manager dies at any statement of a write.
+
+    What a killed manager leaves is a copy of the files at that moment: nothing that the dead one's
+    connection would do to them afterwards comes into it.
+
+    Args:
+        folder: A place for the files, nobody else's.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._lives = 0
+        self._journal: Journal | None = None
+        self._dies_at: int | None = None
+
+    @property
+    def _path(self) -> str:
+        return os.path.join(self._folder, f"{self._lives}.journal")
+
+    def succeed(self, epoch: int, utc_offset: float) -> Saved | None:
+        """See `managers.Journal`."""
+        before, dead = self._path, self._journal
+        self._lives += 1
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(before + suffix, self._path + suffix)
+        if dead is not None:
+            dead.close()
+            for name in os.listdir(self._folder):
+                if not name.startswith(f"{self._lives}."):
+                    os.unlink(os.path.join(self._folder, name))
+        self._dies_at = None
+        self._journal = Journal(self._path)
+        return self._journal.open(utc_offset)
+
+    def begin(self, epoch: int, origin: int, utc_offset: float, everything: Changes) -> None:
+        """See `managers.Journal`."""
+        assert self._journal is not None
+        self._journal.begin(epoch, origin, utc_offset, everything)
+
+    def write(self, changes: Changes) -> None:
+        """See `managers.Journal`."""
+        journal = self._journal
+        assert journal is not None
+        if self._dies_at is None:
+            journal.write(changes)
+            return
+        real = journal._db
+        assert real is not None
+        journal._db = _Doomed(real, self._dies_at)  # type: ignore[assignment]  # as far as it goes
+        try:
+            journal.write(changes)
+        finally:
+            journal._db = real
+        raise Killed(written=True)  # it had fewer statements than that: it died after all of them
+
+    def doom(self, chance: float) -> None:
+        """See `managers.Journal`."""
+        self._dies_at = int(chance * 9)  # a write has seven statements
+
+    def close(self) -> None:
+        """Take the files away."""
+        if self._journal is not None:
+            self._journal.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _Doomed:
+    """A connection whose owner dies before a certain statement."""
+
+    def __init__(self, db: sqlite3.Connection, dies_at: int) -> None:
+        self._db = db
+        self._left = dies_at
+
+    def execute(self, *args: Any) -> object:
+        return self._do(self._db.execute, *args)
+
+    def executemany(self, *args: Any) -> object:
+        return self._do(self._db.executemany, *args)
+
+    def _do(self, statement: Callable[..., object], *args: Any) -> object:
+        if self._left == 0:
+            raise Killed(written=False)
+        self._left -= 1
+        return statement(*args)

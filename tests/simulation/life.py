@@ -1,0 +1,436 @@
+"""One simulated life: processes that call, what befalls them, and whether all was as promised.
+
+A seed decides everything: how many processes and circuits there are, how they are configured, what
+kinds of misfortune there are at all, and when each strikes. In the end all misfortune stops: then
+nothing may be stuck, and all that ended must have been counted, once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from switchgear.config import CircuitConfig
+from switchgear.states import Outcome, State
+from switchgear.wire import GetStats, Reset
+
+from .journals import Filed, Remembered
+from .managers import Killed, Manager
+from .network import Network, Weather
+from .oracle import Oracle
+from .processes import Asker, Process, virtual
+from .world import IDLE, START, Violation, World
+
+NAMES: Final = ("a", "b", "c")
+CALLS: Final = 260  # that a life begins, about; what comes of them is twice as many events
+FILED: Final = 25  # one life in so many has a real file for its journal
+
+
+class Fate(NamedTuple):
+    """How often each thing befalls a life: at so many moments of it, on average."""
+
+    cuts: float
+    process_deaths: float
+    departures: float
+    forks: float
+    process_stops: float
+    manager_deaths: float
+    deaths_over_the_journal: float
+    manager_stops: float
+    orderly_ends: float
+    journals_lost: float
+    resets: float
+    configurations: float
+    suspensions: float
+    times_of_day: float
+
+
+# Most lives know some kinds of misfortune and are spared others; together they hide each other.
+WORST: Final = Fate(
+    cuts=6,
+    process_deaths=2,
+    departures=1,
+    forks=1,
+    process_stops=2,
+    manager_deaths=2,
+    deaths_over_the_journal=2,
+    manager_stops=1,
+    orderly_ends=0.5,
+    journals_lost=0.3,
+    resets=2,
+    configurations=2,
+    suspensions=0.5,
+    times_of_day=1,
+)
+
+
+class Life:
+    """See the module.
+
+    Args:
+        seed: Of everything.
+        tracing: Keep a line for each thing that happens.
+    """
+
+    def __init__(self, seed: int, *, tracing: bool = False) -> None:
+        self.seed = seed
+        self.world = world = World(seed, tracing=tracing)
+        chance = world.chance
+        self.seen: Counter[str] = Counter()  # how often each kind of thing happened
+        self._skew = world.between(-900.0, 5_000.0) if chance() < 0.1 else 0.0
+        self._utc_offset = 1.6e9
+        self._busy = world.random.choice([0.0, 0.0, 0.1, 0.5])
+        self._fate = Fate(*(mean * 2 * chance() if chance() < 0.5 else 0.0 for mean in WORST))
+        slow = world.random.choice([0.0, 0.01, 0.05])
+        twice = world.random.choice([0.0, 0.0, 0.02])
+        unread = world.random.choice([20, 60, 200])
+        weather = Weather(slow, world.random.choice([0.02, 0.3]), twice, unread)
+        self.network = Network(world, weather)
+        self.oracle = Oracle(world, skewed=self._skew != 0.0)
+        self.oracle.life = self
+        self._configs = {name: self._config() for name in NAMES[: 1 + int(chance() * 3)]}
+        self._health = dict.fromkeys(self._configs, 1.0)  # the share of calls that succeed
+        self._pace = world.random.choice([0.001, 0.005, 0.02])  # seconds between a process's calls
+        self._epoch = 0
+        self._resting = False  # nothing new is begun
+        self._filed = Filed(tempfile.mkdtemp()) if seed % FILED == 0 else None
+        self._journal = self._filed or Remembered()
+        self._manager: Manager | None = None
+        self.processes: list[Process] = []
+        self._born = 0
+
+    # -- what others ask ---------------------------------------------------------------------------
+
+    @property
+    def manager_clock(self) -> float:
+        """Seconds on the manager's clock."""
+        return self.world.now + self._skew
+
+    def most_probes(self, name: str) -> int:
+        """How many may run at once; no configuration changes that."""
+        return self._configs[name].max_concurrent_requests
+
+    def outcome(self, name: str) -> Outcome:
+        """How a call of a circuit ends, as healthy as the service is now."""
+        drawn = self.world.chance()
+        if drawn < 0.03:
+            return Outcome.NEUTRAL
+        return Outcome.SUCCESS if self.world.chance() < self._health[name] else Outcome.FAILURE
+
+    def seconds(self) -> float:
+        """How long a call takes: mostly not long, and sometimes much too long."""
+        drawn = self.world.chance()
+        if drawn < 0.4:
+            return 0.0
+        return self.world.between(0.0, 0.004 if drawn < 0.85 else 0.1 if drawn < 0.97 else 2.0)
+
+    # -- from the beginning to the end -------------------------------------------------------------
+
+    def run(self) -> None:
+        """Live. Raises Violation."""
+        try:
+            with virtual(self.world):
+                self._begin_manager()
+                for _ in range(2 + int(self.world.chance() * 6)):
+                    self._begin_process()
+                seconds = CALLS * self._pace / len(self.processes)
+                self._plan_misfortunes(seconds)
+                self.world.run(START + seconds)
+                self._come_to_rest()
+        finally:
+            for process in self.processes:
+                process.die()  # where something was broken, calls still run
+            if self._filed is not None:
+                self._filed.close()
+
+    def _config(self, probes: int | None = None) -> CircuitConfig:
+        choice = self.world.random.choice
+        return CircuitConfig(
+            failure_threshold=choice([1, 2, 3, 5]),
+            success_threshold=choice([1, 2, 3]),
+            open_timeout=choice([0.005, 0.03, 0.2, 1.0]),
+            max_concurrent_requests=probes or choice([1, 1, 2, 3]),
+            permit_timeout=choice([0.02, 0.5, 3.0]),
+            lost_permit=choice(["failure", "failure", "ignore"]),
+            consistency=choice(["leased", "leased", "strict"]),
+        )
+
+    # -- managers ----------------------------------------------------------------------------------
+
+    def _begin_manager(self) -> object:
+        if self._manager is not None:
+            return IDLE
+        self._epoch += 1
+        self.world.note("a manager", f"begins: {self._epoch}")
+        parts = self.world, self.network, self.oracle, self._journal
+        self._manager = Manager(self._epoch, *parts, self._skew, self._utc_offset, self._busy)
+        self.network.listen(self._manager)
+        return None
+
+    def manager_died(self, how: str) -> None:
+        """It is no more; somebody will start another one."""
+        manager = self._manager
+        assert manager is not None
+        self.world.note("the manager", f"died {how}")
+        self.seen[f"managers that died {how}".rstrip()] += 1
+        manager.dead = True
+        self._manager = None
+        self.network.manager_died()
+        self.world.after(self._absence(), self._begin_manager)
+
+    def _absence(self) -> float:
+        return self.world.between(0.002, 0.06 if self.world.chance() < 0.85 else 1.5)
+
+    def _kill_manager(self) -> object:
+        if self._manager is None:
+            return IDLE
+        return self.manager_died("")
+
+    def _doom_manager(self) -> object:
+        if self._manager is None:
+            return IDLE
+        return self._journal.doom(self.world.chance())
+
+    def _stop_manager(self) -> object:
+        manager = self._manager
+        if manager is None or manager.stopped:
+            return IDLE
+        self.world.note("the manager", "is stopped")
+        self.seen["managers stopped"] += 1
+        manager.stopped = True
+        self.world.after(self._absence(), manager.go_on)
+        return None
+
+    def _end_manager(self) -> object:
+        manager = self._manager
+        if manager is None or manager.stopped:
+            return IDLE
+        try:
+            manager.end()
+        except Killed:  # over its journal
+            self.world.note("the manager", "was killed as it ended")
+        self.manager_died("in good order")
+        return None
+
+    def _lose_journal(self) -> object:
+        if self._manager is None or self._filed is not None:
+            return IDLE
+        self.manager_died("and its journal is lost")
+        self._journal = Remembered()
+        return None
+
+    # -- processes ---------------------------------------------------------------------------------
+
+    def _begin_process(self) -> Process:
+        self._born += 1
+        process = Process(self._born, self.world, self.network, self.oracle, dict(self._configs))
+        self.processes.append(process)
+        if self.world.chance() < 0.4:
+            process.link.subscribe()
+        self._plan_call(process)
+        return process
+
+    def _plan_call(self, process: Process) -> None:
+        self.world.after(self.world.between(0.0, 2 * self._pace), self._call, process)
+
+    def _call(self, process: Process) -> object:
+        if self._resting or process not in self.processes or process.defer(self._call, process):
+            return IDLE  # a process that is not among them takes leave
+        drawn = self.world.chance()
+        name = NAMES[int(drawn * len(self._configs))]
+        process.begin(name, self.seconds())
+        if drawn < 0.02:
+            self._ask(process, name)
+        self._plan_call(process)
+        return None
+
+    def _ask(self, process: Process, name: str) -> None:
+        if self.world.chance() < 0.5:
+            process.link.flush()
+        else:
+            process.link.ask(lambda number: GetStats(number, name), (name,), within=2.0)
+
+    def _any(self) -> Process | None:
+        living = [process for process in self.processes if not process.dead]
+        return self.world.random.choice(living) if living else None
+
+    def _kill_process(self) -> object:
+        process = self._any()
+        if process is None:
+            return IDLE
+        self.world.note(str(process), "is killed")
+        self.seen["processes killed"] += 1
+        process.die()
+        self.processes.remove(process)
+        # Most systems tell of the end of a process, and those that do not have to wait.
+        if self.world.chance() < 0.8 and self._manager is not None:
+            self.world.after(self.world.between(0.002, 0.005), self._manager.bury, process)
+        self._begin_process()
+        return None
+
+    def _end_process(self) -> object:
+        process = self._any()
+        if process is None or process.stopped:
+            return IDLE
+        self.world.note(str(process), "takes leave")
+        self.seen["processes that took leave"] += 1
+        self.processes.remove(process)
+        self._begin_process()
+        ended = self.oracle.ended(process)
+        self.world.after(0.05, self._leave, process, process.link.flush(), ended)
+        return None
+
+    def _leave(self, process: Process, flush: Asker, ended: int) -> object:
+        if process.defer(self._leave, process, flush, ended):
+            return IDLE
+        if flush.answered and self.oracle.ended(process) == ended:
+            self.oracle.settled(process)
+        process.link.post(process.link.session.goodbye)
+        return process.die()
+
+    def _fork(self) -> object:
+        parent = self._any()
+        if parent is None or len(self.processes) > 10:
+            return IDLE
+        self.world.note(str(parent), "forks")
+        self.seen["forks"] += 1
+        child = self._begin_process()
+        for name, gate in parent.gates.items():
+            child.gates[name].lease = gate.lease
+            child.gates[name].failing = list(gate.failing)
+        child.forget()
+        return None
+
+    def _stop_process(self) -> object:
+        process = self._any()
+        if process is None or process.stopped:
+            return IDLE
+        self.world.note(str(process), "is stopped")
+        self.seen["processes stopped"] += 1
+        process.stopped = True
+        self.world.after(self._absence(), process.go_on)
+        return None
+
+    # -- everything else that may befall them ------------------------------------------------------
+
+    def _plan_misfortunes(self, seconds: float) -> None:
+        misfortunes: list[Callable[[], object]] = [
+            *(self._cut, self._kill_process, self._end_process, self._fork, self._stop_process),
+            *(self._kill_manager, self._doom_manager, self._stop_manager, self._end_manager),
+            *(self._lose_journal, self._reset, self._configure, self._suspend, self._set_clock),
+        ]
+        for misfortune, mean in zip(misfortunes, self._fate, strict=True):
+            times = int(mean) + (self.world.chance() < mean % 1)
+            for _ in range(times):
+                self.world.after(seconds * self.world.chance(), misfortune)
+        for name in self._configs:
+            for _ in range(1 + int(6 * self.world.chance())):
+                self.world.after(seconds * self.world.chance(), self._change_health, name)
+
+    def _change_health(self, name: str) -> None:
+        self._health[name] = self.world.random.choice([0.0, 0.0, 0.5, 0.9, 1.0, 1.0])
+        self.world.note(name, f"succeeds {self._health[name]:.0%}")
+
+    def _cut(self) -> object:
+        connections = self.network.connections()
+        if not connections:
+            return IDLE
+        connection = self.world.random.choice(connections)
+        self.seen["connections cut"] += 1
+        self.world.note(str(connection.process), f"is cut off from {connection.socket}")
+        return self.network.cut(connection)
+
+    def _reset(self) -> object:
+        process, name = self._any(), self.world.random.choice(list(self._configs))
+        if process is None or process.stopped:
+            return IDLE
+        process.link.ask(lambda number: Reset(number, name), (name,), within=2.0)
+        return None
+
+    def _configure(self) -> object:
+        process, name = self._any(), self.world.random.choice(list(self._configs))
+        if process is None or process.stopped:
+            return IDLE
+        config = self._config(self.most_probes(name))
+        process.link.post(process.link.session.declare, name, config)
+        return None
+
+    def _suspend(self) -> None:
+        self.world.note("the machine", "is suspended")
+        self.seen["machines suspended"] += 1
+        self.world.jump(self.world.between(0.01, 5.0))
+
+    def _set_clock(self) -> object:
+        self._utc_offset = self.world.between(1.5e9, 1.7e9)
+        if self._manager is None:
+            return IDLE
+        self._manager.set_time_of_day(self._utc_offset)
+        return None
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def _come_to_rest(self) -> None:
+        """No more misfortune: is anything stuck, and has everything been counted?"""
+        self._resting = True
+        if self.world.chance() < 0.5:
+            self._fall_silent()
+        self._wake_all()
+        self._pass(3.0)  # every call ends, and who is still cut off notices
+        self._wake_all()
+        self._pass(1.5)
+        self._settle()
+        self._admit_again()
+
+    def _pass(self, seconds: float) -> None:
+        self.world.run(self.world.now + seconds)
+
+    def _wake_all(self) -> None:
+        if self._manager is not None:
+            self._manager.go_on()
+        for process in self.processes:
+            process.go_on()
+
+    def _fall_silent(self) -> None:
+        """G4: every process is stopped, for ever as far as a manager can tell."""
+        self.world.note("everybody", "falls silent")
+        for process in self.processes:
+            process.stopped = True
+        if self._manager is not None:
+            self._manager.go_on()
+        self._pass(2.0)  # who was to go on by then has
+        for process in self.processes:
+            process.stopped = True
+        self._pass(5.0)
+        for name, circuit in self.oracle.reference.circuits.items():
+            if circuit.probes or circuit.state is State.OPEN:
+                raise Violation(f"G4: {name} is {circuit.state}, waiting for {circuit.probes}")
+
+    def _settle(self) -> None:
+        flushes = [(process, process.link.flush()) for process in self.processes]
+        self._pass(3.0)
+        for process, flush in flushes:
+            if not flush.answered:
+                raise Violation(f"G10: {process} cannot hand over what it has")
+            process.link.session.check()
+            self.oracle.settled(process)
+            self.oracle.saw_all(process)
+        assert self._manager is not None
+        self._manager.actor.check()
+        self.oracle.nothing_is_out(self.processes)
+        for process in self.processes:
+            for name in self._configs:
+                process.link.ask(lambda number, of=name: GetStats(number, of), (name,), within=2.0)
+        self._pass(2.5)
+
+    def _admit_again(self) -> None:
+        """G4: somebody new is let through, everywhere, and what it says is heard."""
+        self._health = dict.fromkeys(self._configs, 1.0)
+        self._resting = False
+        process = self._begin_process()
+        self._resting = True
+        for name in self._configs:
+            process.begin(name, 0.0)
+            self._pass(6.0)
+            self.oracle.was_let_through(process, name)

@@ -1,0 +1,665 @@
+"""Watches a life, and says what of the contract was broken.
+
+It sees every message that a manager takes and says, every journal entry, every call that begins,
+runs, is rejected or ends, and compares with what the reference says and with what it has seen. A
+Violation names the guarantee.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from switchgear.circuit import Circuit as RealCircuit
+from switchgear.client.lease import Lease
+from switchgear.client.session import Answer, Grant
+from switchgear.manager.actor import Actor, Send
+from switchgear.manager.sessions import CONTROL, DATA, Peer
+from switchgear.states import Outcome, State, Verdict
+from switchgear.wire import (
+    Acquire,
+    Batch,
+    Declare,
+    Error,
+    ErrorCode,
+    Event,
+    Goodbye,
+    Granted,
+    Hello,
+    Leased,
+    Message,
+    Missed,
+    Rejected,
+    Report,
+    Reported,
+    Reset,
+    ResetDone,
+    Revoked,
+    StatsOf,
+    Subscribe,
+    Welcome,
+)
+
+from .reference import KEPT, Change, Manager, Session
+from .world import Violation, World
+
+if TYPE_CHECKING:
+    from .life import Life
+    from .processes import Call, Process
+
+WITNESS: Final = Peer(CONTROL, b"the oracle")  # it subscribes to events like anybody
+TERM: Final = 1.0  # seconds that a lease holds; contract, G8
+SMALL: Final = 0.00001  # seconds; a message tells instants in whole microseconds
+
+Answered = Granted | Rejected | Error
+
+
+class Place(NamedTuple):
+    """One generation of a circuit. Managers of one line count on, those of another begin anew."""
+
+    line: int
+    name: str
+    generation: int
+
+
+class Books:
+    """What one process has come to on one circuit, and what of it managers have taken in.
+
+    Lists are successes, failures, neutral outcomes and rejections, the last without those that a
+    manager has decided.
+    """
+
+    __slots__ = ("counted", "counted_at", "ended", "failed", "taken", "written")
+
+    def __init__(self) -> None:
+        self.ended = [0, 0, 0, 0]
+        self.failed = 0  # failures that are reported one by one
+        self.taken = [0, 0, 0, 0]
+        self.counted = 0  # the last of `failed` that was taken in
+        self.counted_at: Place | None = None  # where that left the circuit
+        self.written = ([0, 0, 0, 0], 0)  # `taken` and `counted`, as far as they would survive
+
+
+class Oracle:
+    """See the module.
+
+    Args:
+        world: What it watches.
+        skewed: Managers' clocks are not the processes'.
+
+    Attributes:
+        life: Who owns it.
+        exact: No journal was lost, so everything that ended is counted once.
+    """
+
+    life: Life
+
+    def __init__(self, world: World, *, skewed: bool) -> None:
+        self.exact = True
+        self.reference = Manager()
+        self._world = world
+        self._skewed = skewed
+        self._actor: Actor | None = None
+        self._line = 0
+        self._lines: dict[int, int] = {}  # by epoch
+        self._connected: dict[Peer, bytes] = {}
+        self._verdicts: dict[bytes, dict[int, tuple[Verdict | None, bool]]] = defaultdict(dict)
+        self._acknowledged: dict[bytes, int] = defaultdict(int)
+        self._books: dict[tuple[bytes, str], Books] = defaultdict(Books)
+        self._unwritten: set[tuple[bytes, str]] = set()
+        self._decisions: dict[tuple[int, int], int] = {}  # by operation: failures counted by then
+        self._told_again: set[int] = set()  # permits of this manager
+        self._probes: dict[str, dict[Call, float]] = defaultdict(dict)  # that run; when due
+        self._heard_at: dict[bytes, float] = {}  # when a manager last took something
+        self._events: dict[tuple[int, int], tuple[Event, int]] = {}  # by line and version
+        self._seen: dict[bytes, tuple[int, int]] = {}  # by token: the last one's line and version
+        self._told: dict[tuple[int, str], int] = defaultdict(int)  # the highest generation
+        self._stood: dict[Place, tuple[State, float | None]] = {}  # and until when, if open
+        self._left: dict[Place, float] = {}  # when
+        self._known: dict[tuple[bytes, str], Place] = {}  # what a process was told last
+        self._handlers: dict[type[Message], Callable[..., Iterable[Change]]] = {
+            Hello: self._hello,
+            Declare: self._declare,
+            Acquire: self._acquire,
+            Report: self._report,
+            Batch: self._report,
+            Missed: self._report,
+            Goodbye: self._goodbye,
+            Reset: self._reset,
+        }
+
+    # -- lives of managers -------------------------------------------------------------------------
+
+    def manager_begins(self, actor: Actor, now: float, *, anew: bool) -> None:
+        """A manager has read what there was to read."""
+        if anew:
+            self.exact = self.exact and self._actor is None
+            self.reference.lose_all()
+        self._actor = actor
+        self.reference.begin(actor.epoch, actor.origin)
+        self._line = self._lines[actor.epoch] = actor.origin
+        self._connected.clear()
+        self._told_again.clear()
+        self._probes.clear()  # a successor cannot know of them; see docs/guarantees.md, G3
+        for books in self._books.values():
+            taken, books.counted = books.written
+            books.taken = list(taken)
+        self._unwritten.clear()
+        if set(actor._circuits) != set(self.reference.circuits):
+            raise Violation(f"G11: a successor knows {set(actor._circuits)}")
+        for name, circuit in actor._circuits.items():
+            self._compare_restored(name, circuit)
+        for (line, version), _ in list(self._events.items()):
+            if line == self._line and version > actor._version:
+                raise Violation(f"G1: event {version} was told, and a successor knows it not")
+        self._compare()
+
+    def _compare_restored(self, name: str, circuit: RealCircuit) -> None:
+        place = Place(self._line, name, circuit.generation)
+        if circuit.generation < self._told[self._line, name]:
+            raise Violation(f"G11: generation {self._told[self._line, name]} of {name} was told")
+        for other in list(self._stood):  # what was neither saved nor told has not happened
+            if other[:2] == place[:2] and other.generation > place.generation:
+                del self._stood[other]
+        for other in list(self._left):
+            if other[:2] == place[:2] and other.generation >= place.generation:
+                del self._left[other]
+        reference, standing, counts = self._of(name), circuit.standing(), circuit.counts()
+        if standing.config != reference.config or standing.half_open_at != reference.opens_until:
+            raise Violation(f"G11: {name} stands at {standing}")
+        totals = counts.totals
+        found = (totals.successes, totals.failures, totals.neutral, totals.rejected)
+        wanted = reference.successes, reference.failures, reference.neutral, reference.rejected
+        if found != wanted or totals.last_error != reference.last_error:
+            raise Violation(f"G11: {name} has counted {found}, and not {wanted}")
+        if (counts.permits_lost, counts.stale_reports) != (reference.lost, reference.stale):
+            raise Violation(f"G11: {name} has other metrics than it had")
+        self._stood.setdefault(place, (circuit.state, standing.half_open_at))
+
+    def subscribed(self, actor: Actor, now: float) -> None:
+        """Have every event of this manager's sent to us."""
+        (answer,) = actor.receive(WITNESS, Subscribe(1, None), now)
+        if answer.message[2] != self.reference.version:
+            raise Violation(f"G1: versions go on from {answer.message[2]}")
+
+    def wrote_news(self) -> None:
+        """Where circuits stand is in the journal."""
+        self.reference.write_news()
+
+    def wrote_all(self) -> None:
+        """And what they have counted."""
+        self.reference.write_all()
+        for key in self._unwritten:
+            books = self._books[key]
+            books.written = list(books.taken), books.counted
+        self._unwritten.clear()
+
+    # -- what a manager does -----------------------------------------------------------------------
+
+    def took(self, peer: Peer, message: Message, now: float, sends: list[Send]) -> None:
+        """A manager has taken a message in."""
+        if self.reference.overdue(now):
+            raise Violation("G4: a manager has missed a deadline")
+        handler = self._handlers.get(type(message))
+        changes: Iterable[Change] = ()
+        if handler is not None:
+            changes = handler(peer, message, now, sends)
+        self._changed(changes, sends)
+
+    def ticked(self, now: float, sends: list[Send]) -> None:
+        """A manager has looked at the clock."""
+        names = [send.message.name for send in sends if _is_witnessed(send)]  # type: ignore[union-attr]
+        self._changed(self.reference.pass_time(now, names), sends)
+
+    def process_died(self, token: bytes, now: float, sends: list[Send]) -> None:
+        """A manager was told that a process has died."""
+        changes = self.reference.bury(token, now)
+        self._connected = {p: t for p, t in self._connected.items() if t != token}
+        self._changed(changes, sends)
+
+    def undelivered(
+        self, peer: Peer, message: Message, now: float, sends: list[Send], *, gone: bool
+    ) -> None:
+        """A manager could not say something."""
+        if not gone and peer.socket == DATA:
+            self._connected.pop(peer, None)
+        changes: list[Change] = []
+        self.life.seen["messages that could not be sent"] += 1
+        if isinstance(message, Granted) and message.operation in self.reference.permits:
+            if message.operation not in self._told_again:
+                changes = self.reference.give_back(message.operation, now)
+            self.life.seen["grants that could not be sent"] += 1
+        self._changed(changes, sends)
+
+    def _hello(self, peer: Peer, message: Hello, now: float, sends: list[Send]) -> list[Change]:
+        if peer.socket == DATA:
+            token = message.session
+            self.reference.sessions.setdefault(token, Session())
+            self._connected = {p: t for p, t in self._connected.items() if t != token}
+            self._connected[peer] = token
+        return []
+
+    def _goodbye(self, peer: Peer, message: Goodbye, now: float, sends: list[Send]) -> list[Change]:
+        token = self._connected.pop(peer, None)
+        return [] if token is None else self.reference.leave(token, now)
+
+    def _declare(self, peer: Peer, message: Declare, now: float, sends: list[Send]) -> list[Change]:
+        if peer not in self._connected:
+            return []
+        return self.reference.declare(message.name, message.config)
+
+    def _reset(self, peer: Peer, message: Reset, now: float, sends: list[Send]) -> list[Change]:
+        if message.name not in self.reference.circuits:
+            return []
+        return self.reference.reset(message.name, now)
+
+    def _acquire(self, peer: Peer, message: Acquire, now: float, sends: list[Send]) -> list[Change]:
+        token = self._connected.get(peer)
+        answer = next((send.message for send in sends if isinstance(send.message, Answered)), None)
+        if answer is None:
+            raise Violation(f"{message} was not answered")
+        if isinstance(answer, Error):
+            self._check_refusal(token, message, answer, now)
+            return []
+        assert token is not None
+        self._heard_at[token] = self._world.now
+        session = self.reference.sessions[token]
+        name, operation = message.name, answer.operation
+        if session.requests.get(message.request) == operation:
+            self._told_again.add(operation)  # so it may be known even if this gets lost
+            return []
+        if message.request <= session.asked or message.deadline < int(now * 1e6 - 1):
+            raise Violation(f"G6: {message} was decided, too late or again")
+        circuit = self.reference.circuits[name]
+        if isinstance(answer, Granted):
+            if not circuit.admits:
+                raise Violation(f"G3: {name} let a call through: {circuit.state}, {circuit.probes}")
+            out = self.reference.grant(token, message.request, name, operation, now)
+            due = None if out.due is None else round(out.due * 1e6)
+            if (answer.generation, answer.deadline) != (out.generation, due):
+                raise Violation(f"G6: {answer} for {out}")
+        else:
+            if circuit.admits or answer.state is not circuit.state:
+                raise Violation(f"G2: {name} rejected a call: it is {circuit.state}")
+            self.reference.reject(token, message.request, name)
+        key = token, name
+        self._decisions[self.reference.epoch, operation] = self._books[key].counted
+        return []
+
+    def _check_refusal(
+        self, token: bytes | None, message: Acquire, error: Error, now: float
+    ) -> None:
+        session = None if token is None else self.reference.sessions[token]
+        right = {
+            ErrorCode.NO_SESSION: session is None,
+            ErrorCode.UNKNOWN_CIRCUIT: message.name not in self.reference.circuits,
+            ErrorCode.DEADLINE_PASSED: message.deadline < now * 1e6 + 1,
+            ErrorCode.DUPLICATE_REQUEST: session is not None and message.request <= session.asked,
+        }
+        if not right.get(error.code, False):
+            raise Violation(f"{message} was refused: {error}")
+
+    def _report(
+        self, peer: Peer, message: Report | Batch | Missed, now: float, sends: list[Send]
+    ) -> list[Change]:
+        token = self._connected.get(peer)
+        if token is None or message.number != self.reference.sessions[token].reports + 1:
+            return []
+        self._heard_at[token] = self._world.now
+        verdict, changes = self.reference.report(token, message, now)
+        batch = isinstance(message, Batch)
+        self.life.seen[f"reports {_VERDICTS[verdict]}"] += 1
+        self._verdicts[token][message.number] = verdict, batch
+        if verdict is not None:
+            self._enter(token, message)
+        return changes
+
+    def _enter(self, token: bytes, message: Report | Batch | Missed) -> None:
+        """Keep the books of what was taken in."""
+        key = token, message.name
+        books = self._books[key]
+        self._unwritten.add(key)
+        if not isinstance(message, Report):
+            failures = message.failures if isinstance(message, Missed) else 0
+            counts = message.successes, failures, message.neutral, message.rejected
+            books.taken = [a + b for a, b in zip(books.taken, counts, strict=True)]
+            return
+        books.taken[message.outcome] += 1
+        if message.outcome is Outcome.FAILURE:
+            assert message.error is not None
+            number = int(message.error.rpartition(" ")[2])
+            if self.exact and number != books.counted + 1:
+                raise Violation(f"G10: failure {number} came after {books.counted}: {message}")
+            books.counted = number
+            generation = self._of(message.name).generation
+            books.counted_at = Place(self._line, message.name, generation)
+
+    # -- what came of it ---------------------------------------------------------------------------
+
+    def _changed(self, wanted: Iterable[Change], sends: list[Send]) -> None:
+        """Compare the steps that circuits made with those that they had to make."""
+        events = [send.message for send in sends if _is_witnessed(send)]
+        changes = list(wanted)
+        found = [Change(*event[2:7]) for event in events]
+        if found != changes:
+            raise Violation(f"G1, G2, G6: events {found} where there had to be {changes}")
+        version = self.reference.version - len(events)
+        for event in events:
+            version += 1
+            if event[0] != version:
+                raise Violation(f"G1: event {event[0]} where {version} is next")
+        for change in changes:
+            if change.cause != "config":
+                self._moved(change)
+        self._compare()
+
+    def _moved(self, change: Change) -> None:
+        self.life.seen[f"{change.old} to {change.new}, {change.cause}"] += 1
+        now = self._world.now
+        place = Place(self._line, change.name, change.generation)
+        self._left[place._replace(generation=change.generation - 1)] = now
+        until = self._of(change.name).opens_until if change.new is State.OPEN else None
+        self._stood[place] = change.new, until
+
+    def _compare(self) -> None:
+        assert self._actor is not None
+        for name, wanted in self.reference.circuits.items():
+            found = self._actor._circuits[name]
+            if (
+                found.state is not wanted.state
+                or found.generation != wanted.generation
+                or found.consecutive_failures != wanted.failures_in_a_row
+                or found.consecutive_successes != wanted.successes_in_a_row
+            ):
+                raise Violation(f"G2, G6: {name} is {found.standing()}, {found.counts()}")
+
+    def _of(self, name: str) -> Any:
+        return self.reference.circuits[name]
+
+    def told(self, peer: Peer, message: Message) -> None:
+        """A manager has said something: it must be true, and survive the manager."""
+        match message:
+            case Event():
+                self._told_event(message)
+            case Leased():
+                self._told_lease(message)
+            case Granted():
+                out = self.reference.permits.get(message.operation)
+                if out is not None:
+                    self._told_generation(out.name, message.generation)
+            case StatsOf():
+                self._told_stats(message)
+            case ResetDone() | Revoked():
+                self._told_generation(message.name, message.generation)
+            case Reported():
+                self._told_verdict(peer, message)
+            case Welcome() if peer.socket == DATA:
+                token = self._connected[peer]
+                self._check_survives(token, message.reports)
+                self._acknowledged[token] = message.reports
+
+    def _told_generation(self, name: str, generation: int) -> None:
+        written = self.reference.written.get(name)
+        if written is None or written.stands.generation < generation:
+            raise Violation(f"G11: generation {generation} of {name} was told and not written")
+        self._told[self._line, name] = max(self._told[self._line, name], generation)
+
+    def _told_event(self, event: Event) -> None:
+        if event.version > self.reference.written_version:
+            raise Violation(f"G11: event {event.version} was told and not written")
+        key = self._line, event.version
+        known, _ = self._events.setdefault(key, (event, self.reference.epoch))
+        if known != event:
+            raise Violation(f"G1: event {event.version} was {known} and is {event}")
+        self._told_generation(event.name, event.generation)
+
+    def _told_lease(self, lease: Leased) -> None:
+        self._told_generation(lease.name, lease.generation)
+        circuit = self._of(lease.name)
+        until = None if circuit.opens_until is None else round(circuit.opens_until * 1e6)
+        if lease[1:4] != (circuit.generation, circuit.state, until):
+            raise Violation(f"G8: {lease} of a circuit in {circuit.generation}, {circuit.state}")
+        if circuit.config.consistency == "strict":
+            raise Violation(f"G8: {lease} of a strict circuit")
+
+    def _told_stats(self, message: StatsOf) -> None:
+        stats = message.stats
+        self._told_generation(stats.name, stats.generation)
+        circuit = self._of(stats.name)
+        found = (
+            *(stats.state, stats.generation, stats.total_successes, stats.total_failures),
+            *(stats.total_neutral, stats.total_rejected, stats.in_flight, stats.last_error),
+        )
+        wanted = (
+            *(circuit.state, circuit.generation, circuit.successes, circuit.failures),
+            *(circuit.neutral, circuit.rejected, circuit.in_flight, circuit.last_error),
+        )
+        if found != wanted:
+            raise Violation(f"G10: statistics say {found}, and it is {wanted}")
+
+    def _told_verdict(self, peer: Peer, answer: Reported) -> None:
+        token = self._connected.get(peer)
+        if token is None:
+            return
+        self._check_survives(token, answer.number)
+        verdicts = self._verdicts[token]
+        for number in range(self._acknowledged[token] + 1, answer.number + 1):
+            verdict, batch = verdicts.get(number, (answer.verdict, False))
+            last = number == answer.number
+            if verdict is not answer.verdict and (last or batch):
+                raise Violation(f"G6: report {number} was {verdict}, and told to be {answer}")
+        self._acknowledged[token] = max(self._acknowledged[token], answer.number)
+
+    def _check_survives(self, token: bytes, number: int) -> None:
+        if number > self.reference.written_sessions.get(token, 0):
+            raise Violation(f"G10: report {number} was acknowledged and not written")
+
+    # -- what a process hears ----------------------------------------------------------------------
+
+    def process_begins(self, process: Process) -> None:
+        """There is another process."""
+        for name in process.configs:
+            self._books[process.token, name] = Books()
+
+    def process_dies(self, process: Process) -> None:
+        """It will never say another word; its calls run no more."""
+        for calls in self._probes.values():
+            for call in [call for call in calls if call.process is process]:
+                del calls[call]
+
+    def hears(self, process: Process, socket: int, message: Message) -> None:
+        """A message arrives there."""
+        if socket == DATA and isinstance(message, Leased | Revoked):
+            key = process.token, message.name
+            line = self._line_heard(process, socket)
+            place = Place(line, message.name, message.generation)
+            known = self._known.get(key)
+            if known is None or known[::2] <= place[::2]:
+                self._known[key] = place
+
+    def _line_heard(self, process: Process, socket: int) -> int:
+        connection = process.link._lines[socket]
+        assert connection is not None
+        return connection.manager.actor.origin
+
+    def learns(self, process: Process, events: Iterable[Event]) -> None:
+        """Its callbacks are called."""
+        line = self._line_heard(process, CONTROL)
+        for event in events:
+            seen_line, seen = self._seen.get(process.token, (line, event.version - 1))
+            if line != seen_line:
+                seen = event.version - 1
+            if event.version <= seen:
+                raise Violation(f"G1: {process} saw {event.version} after {seen}")
+            if self._events[line, event.version][0] != event:
+                raise Violation(f"G1: {process} saw {event}")
+            if event.version > seen + 1:
+                self._check_skipped(process, line, seen + 1, event.version)
+            self._seen[process.token] = line, event.version
+
+    def _check_skipped(self, process: Process, line: int, first: int, seen: int) -> None:
+        """A successor knows the last events of each circuit, and tells those that are in a row."""
+        connection = process.link._lines[CONTROL]
+        assert connection is not None
+        # Those that nobody was ever told of are not among them, and cannot be missed.
+        told = [self._events.get((line, version)) for version in range(first, seen)]
+        missed = [known for known in told if known is not None]
+        later = [k for k in self._events if k[0] == line and k[1] >= first]
+        gap = max(Counter(self._events[k][0].name for k in later).values()) > KEPT
+        if missed and (not gap or missed[-1][1] == connection.manager.actor.epoch):
+            raise Violation(f"G1: {process} saw {seen}, and never {missed}")
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def outcome(
+        self, process: Process, name: str, *, alone: bool = False
+    ) -> tuple[Outcome, str | None]:
+        """How a call ends, and the text of its failure. From here on it is to be counted."""
+        outcome = self.life.outcome(name)
+        books = self._books[process.token, name]
+        books.ended[outcome] += 1
+        if outcome is not Outcome.FAILURE:
+            return outcome, None
+        if alone:
+            return outcome, f"Down: {process} alone"
+        books.failed += 1
+        return outcome, f"Down: {process} {name} {books.failed}"
+
+    def asks(self, process: Process, name: str) -> int:
+        """A call wants a permit: how many failures its process has had is what must be known."""
+        return self._books[process.token, name].failed
+
+    def runs(self, process: Process, call: Call, floor: int) -> None:
+        """A call runs that has asked."""
+        assert call.permit is not None
+        grant = getattr(call.permit._owed, "answer", None)
+        if not isinstance(grant, Grant):
+            self.life.seen["calls decided alone"] += 1
+            return  # nobody has answered: it was decided here
+        self._world.note(str(process), f"runs {call.name} with {grant}")
+        self.life.seen["calls granted"] += 1
+        self._check_decision(process, call.name, (grant.epoch, grant.permit), floor)
+        if grant.probe and grant.epoch == self.reference.epoch:
+            self._check_probes(call, grant)
+
+    def _check_probes(self, call: Call, grant: Grant) -> None:
+        out = self.reference.permits.get(grant.permit)
+        now = self._world.now
+        if out is None or out.due is None or out.due <= self.life.manager_clock:
+            return  # it took so long to come that it counts as lost
+        calls = self._probes[call.name]
+        for other, due in list(calls.items()):
+            if due <= now:
+                del calls[other]
+        self.life.seen["probes"] += 1
+        calls[call] = now + (out.due - self.life.manager_clock)
+        if len(calls) > self.life.most_probes(call.name):
+            raise Violation(f"G3: {len(calls)} probes of {call.name} run at once")
+
+    def ends(self, call: Call) -> None:
+        """A call that has asked ends."""
+        self._probes[call.name].pop(call, None)
+
+    def rejected(self, process: Process, name: str, answer: Answer, floor: int) -> None:
+        """A call is rejected that has asked, by the manager or, if that did not answer, here."""
+        if isinstance(answer, Rejected):
+            self._world.note(str(process), f"is rejected: {answer}")
+            self.life.seen["calls rejected"] += 1
+            self._check_decision(process, name, (0, answer.operation), floor)
+        else:
+            self._books[process.token, name].ended[3] += 1
+
+    def _check_decision(
+        self, process: Process, name: str, operation: tuple[int, int], floor: int
+    ) -> None:
+        epoch, number = operation
+        if epoch == 0:  # a rejection does not say whose it is
+            found = [counted for (_, its), counted in self._decisions.items() if its == number]
+            counted = max(found)
+        else:
+            counted = self._decisions[operation]
+        if self.exact and counted < floor:
+            raise Violation(f"G7: {process} had {floor} failures of {name}, {counted} were known")
+
+    def runs_leased(self, process: Process, name: str, lease: Lease) -> None:
+        """A call runs that has asked nobody."""
+        self.life.seen["calls leased"] += 1
+        now, key = self._world.now, (process.token, name)
+        books = self._books[key]
+        line = self._lines[lease.epoch]
+        if self.exact and books.counted < books.failed:
+            raise Violation(f"G7: {process} runs {name} with a failure of its own not counted")
+        at = books.counted_at
+        if at is not None and at.line == line and lease.generation < at.generation:
+            raise Violation(f"G7: {process} runs {name} in {lease.generation}, its failure made it")
+        if now >= self._heard_at[process.token] + TERM:
+            raise Violation(f"G8: {process} runs {name} and was not heard of for a second")
+        place = Place(line, name, lease.generation)
+        if now > self._left.get(place, now) + TERM:
+            raise Violation(f"G8: {process} runs {name} a second after the trip")
+        known = self._known.get(key)
+        if known is not None and known.line == line and known.generation > lease.generation:
+            raise Violation(f"G8: {process} runs {name} and was told of {known}")
+        state, _ = self._stood.get(place, (State.CLOSED, None))
+        if state is not State.CLOSED:
+            raise Violation(f"G8: {process} runs {name}, {state} in {place}")
+
+    def rejects_unasked(self, process: Process, name: str, lease: Lease) -> None:
+        """A call is rejected that has asked nobody."""
+        self.life.seen["calls rejected unasked"] += 1
+        self._books[process.token, name].ended[3] += 1
+        place = Place(self._lines[lease.epoch], name, lease.generation)
+        state, until = self._stood.get(place, (State.OPEN, None))
+        if state is not State.OPEN:
+            raise Violation(f"G8: {process} rejects {name}, {state} in {place}")
+        late = until is not None and self._world.now > until + SMALL
+        if late and not self._skewed:
+            raise Violation(f"G8: {process} rejects {name}, which was open until {until}")
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def ended(self, process: Process) -> int:
+        """How many calls of a process have ended so far."""
+        return sum(sum(self._books[process.token, name].ended) for name in process.configs)
+
+    def settled(self, process: Process) -> None:
+        """All that a living process has come to must be counted by now, and once."""
+        for name in process.configs:
+            books = self._books[process.token, name]
+            # A permit that came when nobody waited any more went back as neutral.
+            exactly = books.taken[:2] == books.ended[:2] and books.taken[3] == books.ended[3]
+            if self.exact and not (exactly and books.taken[2] >= books.ended[2]):
+                raise Violation(f"G10: {process} {name}: {books.ended} ended, {books.taken} taken")
+
+    def nothing_is_out(self, processes: Iterable[Process]) -> None:
+        """All calls have ended, so nobody holds a permit; but for those that died unnoticed."""
+        living = {process.token for process in processes}
+        held = [out for out in self.reference.permits.values() if out.token in living]
+        if held:
+            raise Violation(f"G4: permits that nobody has are out: {held}")
+
+    def was_let_through(self, process: Process, name: str) -> None:
+        """A call has ended that somebody new has made."""
+        ended = self._books[process.token, name].ended
+        if not any(ended[:3]) or ended[3]:
+            raise Violation(f"G4: {name} is {self._of(name).state}, and lets nobody through")
+
+    def saw_all(self, process: Process) -> None:
+        """Who subscribes has seen the last event."""
+        line, version = self._seen.get(process.token, (0, 0))
+        last = max((v for its, v in self._events if its == self._line), default=0)
+        if line == self._line and version != last:
+            raise Violation(f"G1: {process} has seen {version} of {last}")
+
+
+_VERDICTS: Final = {
+    Verdict.COUNTED: "counted",
+    Verdict.STALE: "stale",
+    Verdict.EXPIRED: "expired",
+    None: "of no permit that is out",
+}
+
+
+def _is_witnessed(send: Send) -> bool:
+    return send.peer is WITNESS and type(send.message) is Event

@@ -1,0 +1,328 @@
+"""Bugs to be found: each breaks the package in one place, as somebody might by mistake.
+
+A simulation that finds nothing proves something only if it would have found something.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+from unittest import mock
+
+from switchgear.circuit import Circuit, Counts, Permit, Standing
+from switchgear.client.lease import Gate
+from switchgear.client.leases import Leases as ClientLeases
+from switchgear.client.reports import Reports
+from switchgear.client.session import Session
+from switchgear.manager.acks import Acks
+from switchgear.manager.actor import Actor
+from switchgear.manager.leases import Leases
+from switchgear.manager.unsaved import Unsaved
+from switchgear.states import Outcome, State
+from switchgear.wire import Error, Granted, Report, Reported
+
+Plant = contextlib.AbstractContextManager[object]
+
+
+def _in_place_of(owner: type, name: str, make: Callable[[Any], Callable[..., Any]]) -> Plant:
+    """Replace a method by one that is made from it."""
+    return mock.patch.object(owner, name, make(getattr(owner, name)))
+
+
+def _do_nothing(*args: object) -> None:
+    pass
+
+
+def _is_current(self: Circuit, permit: Permit) -> Permit:
+    return permit._replace(generation=self.generation)
+
+
+def late_outcomes_move_the_circuit() -> Plant:
+    """Circuit.report does not compare generations."""
+    return _in_place_of(
+        Circuit,
+        "report",
+        lambda report: lambda self, permit, *rest: report(self, _is_current(self, permit), *rest),
+    )
+
+
+def late_leased_outcomes_move_the_circuit() -> Plant:
+    """Circuit.report_leased does not, either."""
+    return _in_place_of(
+        Circuit,
+        "report_leased",
+        lambda report: lambda self, generation, *rest: report(self, self.generation, *rest),
+    )
+
+
+def a_lost_grant_stays_out() -> Plant:
+    """Actor.undelivered forgets the permit of a message that could not be sent."""
+
+    def make(undelivered: Callable[..., Any]) -> Callable[..., Any]:
+        def forgetful(self: Actor, send: Any, now: float, *, gone: bool) -> Any:
+            if isinstance(send.message, Granted):
+                send = send._replace(message=Error(0, 0, 0, ""))
+            return undelivered(self, send, now, gone=gone)
+
+        return forgetful
+
+    return _in_place_of(Actor, "undelivered", make)
+
+
+def reports_are_acknowledged_before_they_are_written() -> Plant:
+    """Actor._acknowledge answers at once."""
+
+    def make(receive: Callable[..., Any]) -> Callable[..., Any]:
+        def hasty(self: Actor, peer: Any, message: Any, now: float) -> Any:
+            sends = receive(self, peer, message, now)
+            if isinstance(message, Report):
+                sends = sends + [send for send in self.saved(now) if send not in sends]
+            return sends
+
+        return hasty
+
+    return _in_place_of(Actor, "receive", make)
+
+
+def events_are_told_before_they_are_written() -> Plant:
+    """Unsaved.news does not say that there are any."""
+    return mock.patch.object(Unsaved, "news", property(lambda self: False))
+
+
+def a_change_ends_no_lease() -> Plant:
+    """Leases.follow tells nobody of a circuit that was closed by hand."""
+
+    def make(follow: Callable[..., Any]) -> Callable[..., Any]:
+        def silent(self: Any, circuit: Circuit, now: float) -> Any:
+            if circuit.state is State.CLOSED:
+                return [], None
+            return follow(self, circuit, now)
+
+        return silent
+
+    return _in_place_of(Leases, "follow", make)
+
+
+def a_failure_leaves_the_lease_as_it_is() -> Plant:
+    """Gate.suspend does nothing."""
+    return mock.patch.object(Gate, "suspend", _do_nothing)
+
+
+def leases_outlast_their_connection() -> Plant:
+    """Leases.end_all does nothing."""
+    return mock.patch.object(ClientLeases, "end_all", _do_nothing)
+
+
+def a_lease_is_renewed_by_what_was_answered_and_not_by_what_was_asked() -> Plant:
+    """Leases.renew counts the term from a later time than it may."""
+    return _in_place_of(
+        ClientLeases, "renew", lambda renew: lambda self, sent_at: renew(self, sent_at + 0.5)
+    )
+
+
+def a_report_that_comes_twice_counts_twice() -> Plant:
+    """Actor takes in a report of any number."""
+
+    def make(take_in: Callable[..., Any]) -> Callable[..., Any]:
+        def gullible(self: Actor, message: Any, peer: Any, now: float) -> Any:
+            session = self._connected.get(peer)
+            if session is not None and message.number <= session.reports:
+                session.reports = message.number - 1
+            return take_in(self, message, peer, now)
+
+        return gullible
+
+    return _in_place_of(Actor, "_take_in", make)
+
+
+def what_was_taken_in_is_sent_again() -> Plant:
+    """Session does not look at how far a new manager knows its reports."""
+
+    def make(restart: Callable[..., Any]) -> Callable[..., Any]:
+        def renumbering(self: Reports, taken_in: int) -> None:
+            restart(self, taken_in)
+            if self._queue and taken_in:
+                self._queue.appendleft(self._queue[0])
+
+        return renumbering
+
+    return _in_place_of(Reports, "restart", make)
+
+
+def a_circuit_opens_one_failure_late() -> Plant:
+    """Circuit._judge compares with > in place of >=."""
+
+    def make(judge: Callable[..., Any]) -> Callable[..., Any]:
+        def late(self: Circuit, outcome: Outcome, now: float) -> None:
+            last = self.consecutive_failures == self.config.failure_threshold - 1 > 0
+            if last and outcome is Outcome.FAILURE and self.state is State.CLOSED:
+                self.consecutive_failures += 1
+                self.consecutive_successes = 0
+            else:
+                judge(self, outcome, now)
+
+        return late
+
+    return _in_place_of(Circuit, "_judge", make)
+
+
+def one_probe_too_many() -> Plant:
+    """Circuit.acquire compares with <= in place of <."""
+
+    def make(acquire: Callable[..., Any]) -> Callable[..., Any]:
+        def generous(self: Circuit, permit_id: int, now: float) -> Any:
+            full = len(self._probes) == self.config.max_concurrent_requests
+            if self.state is not State.HALF_OPEN or not full:
+                return acquire(self, permit_id, now)
+            self._in_flight += 1
+            due = now + self.config.permit_timeout
+            probe = self._probes[permit_id] = Permit(permit_id, self.generation, due)
+            return probe
+
+        return generous
+
+    return _in_place_of(Circuit, "acquire", make)
+
+
+def probes_wait_for_ever() -> Plant:
+    """Circuit.next_deadline does not look at the permits that are out."""
+    return mock.patch.object(Circuit, "next_deadline", property(lambda self: self._half_open_at))
+
+
+def an_open_circuit_begins_its_time_anew() -> Plant:
+    """Circuit.restore forgets how long a circuit has been open."""
+
+    def make(restore: Callable[..., Any]) -> Callable[..., Any]:
+        def anew(name: str, standing: Standing, counts: Counts | None, now: float) -> Circuit:
+            if standing.half_open_at is not None:
+                later = now + standing.config.open_timeout
+                standing = standing._replace(half_open_at=later)
+            circuit: Circuit = restore(name, standing, counts, now)
+            return circuit
+
+        return anew
+
+    return mock.patch.object(Circuit, "restore", staticmethod(make(Circuit.restore)))
+
+
+def a_successor_counts_on_in_another_generation() -> Plant:
+    """Circuit.restore takes consecutive counts of whatever generation."""
+
+    def make(restore: Callable[..., Any]) -> Callable[..., Any]:
+        def blind(name: str, standing: Standing, counts: Counts | None, now: float) -> Circuit:
+            if counts is not None:
+                counts = counts._replace(generation=standing.generation)
+            circuit: Circuit = restore(name, standing, counts, now)
+            return circuit
+
+        return blind
+
+    return mock.patch.object(Circuit, "restore", staticmethod(make(Circuit.restore)))
+
+
+def a_permit_that_nobody_waits_for_stays_out() -> Plant:
+    """Session forgets who has stopped waiting, and what comes for them."""
+
+    def make(abandon: Callable[..., Any]) -> Callable[..., Any]:
+        def forgetful(self: Session, waiter: Any, *, timed_out: bool) -> None:
+            abandon(self, waiter, timed_out=timed_out)
+            self._abandoned.clear()
+
+        return forgetful
+
+    return _in_place_of(Session, "abandon", make)
+
+
+def a_goodbye_keeps_its_permits() -> Plant:
+    """Actor._goodbye gives nothing back."""
+
+    def make(goodbye: Callable[..., Any]) -> Callable[..., Any]:
+        def keeping(self: Actor, message: Any, peer: Any, now: float) -> Any:
+            session = self._connected.get(peer)
+            if session is not None:
+                for granted in session.granted.values():
+                    del self._permits[granted.operation]
+                session.granted.clear()
+            return goodbye(self, message, peer, now)
+
+        return keeping
+
+    return _in_place_of(Actor, "_goodbye", make)
+
+
+def a_permit_that_was_told_twice_goes_back() -> Plant:
+    """Actor.undelivered gives back a permit whose holder may have heard of it before."""
+
+    def make(undelivered: Callable[..., Any]) -> Callable[..., Any]:
+        def hasty(self: Actor, send: Any, now: float, *, gone: bool) -> Any:
+            if isinstance(send.message, Granted):
+                held = self._permits.get(send.message.operation)
+                if held is not None:
+                    self._permits[send.message.operation] = held._replace(told_again=False)
+            return undelivered(self, send, now, gone=gone)
+
+        return hasty
+
+    return _in_place_of(Actor, "undelivered", make)
+
+
+def nobody_knocks() -> Plant:
+    """Session waits for ever for an answer that was dropped."""
+    return mock.patch.object(Session, "knock_at", math.inf)
+
+
+def who_missed_the_last_event_is_not_told() -> Plant:
+    """Actor waits for the next event to show what was missed."""
+    return mock.patch.object(Actor, "_tell_again", lambda self, now: self._behind.clear() or [])
+
+
+def an_acknowledgement_is_dropped() -> Plant:
+    """Acks keeps only the last of what a peer is to be told."""
+
+    def make(take: Callable[..., Any]) -> Callable[..., Any]:
+        def shortened(self: Acks[Any], peer: Any) -> Any:
+            messages = take(self, peer)
+            answers = [message for message in messages if type(message) is Reported]
+            return [m for m in messages if m not in answers[:-1]]
+
+        return shortened
+
+    return _in_place_of(Acks, "_take", make)
+
+
+PLANTS: Final[dict[str, Callable[[], Plant]]] = {
+    plant.__name__: plant
+    for plant in (
+        late_outcomes_move_the_circuit,
+        late_leased_outcomes_move_the_circuit,
+        a_lost_grant_stays_out,
+        reports_are_acknowledged_before_they_are_written,
+        events_are_told_before_they_are_written,
+        a_change_ends_no_lease,
+        a_failure_leaves_the_lease_as_it_is,
+        leases_outlast_their_connection,
+        a_lease_is_renewed_by_what_was_answered_and_not_by_what_was_asked,
+        a_report_that_comes_twice_counts_twice,
+        what_was_taken_in_is_sent_again,
+        a_circuit_opens_one_failure_late,
+        one_probe_too_many,
+        probes_wait_for_ever,
+        an_open_circuit_begins_its_time_anew,
+        a_successor_counts_on_in_another_generation,
+        a_permit_that_nobody_waits_for_stays_out,
+        a_goodbye_keeps_its_permits,
+        a_permit_that_was_told_twice_goes_back,
+        nobody_knocks,
+        who_missed_the_last_event_is_not_told,
+        an_acknowledgement_is_dropped,
+    )
+}
+
+
+@contextlib.contextmanager
+def planted(name: str | None) -> Iterator[None]:
+    """Have a bug, or none."""
+    with contextlib.nullcontext() if name is None else PLANTS[name]():
+        yield
