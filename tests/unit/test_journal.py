@@ -127,6 +127,12 @@ def test_what_was_written_is_what_a_successor_gets(book: Book) -> None:
     assert book.successor() == Saved(5, 3, circuits, [SESSION], [event(1)])
 
 
+def test_a_session_with_the_largest_numbers_of_the_wire_crosses(book: Book) -> None:
+    said = SESSION._replace(pid=2**63 - 1, started=2**63 - 1)
+    book.write(SOME._replace(sessions=[said]))
+    assert book.successor().sessions == [said]
+
+
 def test_nothing_is_there_before_anything_was_written(book: Book) -> None:
     assert book.successor() == Saved(5, 3, {}, [], [])
     book.write(NOTHING)

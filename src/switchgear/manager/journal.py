@@ -40,7 +40,8 @@ _LOCK_PATIENCE: Final = 1.0  # seconds that somebody else may hold the file, to 
 _RETRY: Final = 1.0  # seconds until a file that could not be written is tried again, then
 _RETRY_MAX: Final = 30.0  # twice as long each time, up to this
 
-_LARGEST: Final = 2**62  # of the whole numbers in it
+_LARGEST: Final = 2**62  # of the whole numbers in it, but for
+_LARGEST_SAID: Final = 2**63 - 1  # those that a client says of itself: the wire's
 _LATEST: Final = 253_402_300_799.0  # seconds of Unix time: the end of the year 9999
 
 _SCHEMA: Final = f"""
@@ -391,10 +392,11 @@ def _counts(row: tuple[Any, ...], shift: float) -> Counts:
 
 
 def _session(row: tuple[Any, ...]) -> SavedSession:
-    token, *numbers = row
+    token, pid, started, reports = row
     if type(token) is not bytes or len(token) != 16:
         raise ValueError("a session without a token")
-    return SavedSession(token, *map(_whole, numbers))
+    said = _whole(pid, _LARGEST_SAID), _whole(started, _LARGEST_SAID)
+    return SavedSession(token, *said, _whole(reports))
 
 
 def _event(name: str, version: int, frame: bytes) -> Event:
@@ -404,9 +406,9 @@ def _event(name: str, version: int, frame: bytes) -> Event:
     return message
 
 
-def _whole(value: object) -> int:
+def _whole(value: object, most: int = _LARGEST) -> int:
     # Whatever is added to it later has to fit into the file, too.
-    if type(value) is not int or not 0 <= value <= _LARGEST:
+    if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{value!r} where a whole number was expected")
     return value
 
