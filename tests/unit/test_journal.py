@@ -14,6 +14,7 @@ import stat
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,7 +23,7 @@ import pytest
 from harness import Memory
 
 from switchgear.circuit import Counts, Standing, Totals
-from switchgear.config import CircuitConfig
+from switchgear.config import MAX_SECONDS, CircuitConfig
 from switchgear.errors import ConfigError
 from switchgear.manager import journal as module
 from switchgear.manager.actor import Actor
@@ -131,6 +132,13 @@ def test_a_session_with_the_largest_numbers_of_the_wire_crosses(book: Book) -> N
     said = SESSION._replace(pid=2**63 - 1, started=2**63 - 1)
     book.write(SOME._replace(sessions=[said]))
     assert book.successor().sessions == [said]
+
+
+def test_a_circuit_that_opens_late_for_the_longest_time_crosses(book: Book) -> None:
+    longest = replace(CONFIG, open_timeout=MAX_SECONDS)
+    standing = STANDING._replace(config=longest, half_open_at=LATER + MAX_SECONDS)
+    book.write(SOME._replace(standings=[("a", standing), ("b", CLOSED)]))
+    assert book.successor().circuits["a"] == (standing, COUNTS)
 
 
 def test_nothing_is_there_before_anything_was_written(book: Book) -> None:
@@ -461,6 +469,7 @@ DAMAGES: Final = [
             "half_open_at = 'soon'",
             "half_open_at = 9e999",
             "half_open_at = -9e999",
+            "half_open_at = 2.1e9",
             "state_changed_at = 'now'",
             "state_changed_at = 1e300",
             "closed = 'x'",

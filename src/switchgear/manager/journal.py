@@ -359,7 +359,8 @@ def _circuit(row: tuple[Any, ...], shift: float, now: float) -> tuple[Standing, 
         raise ValueError(f"{name!r} is {state}, and half-open at {half_open_at}")
     until = None
     if half_open_at is not None:
-        until = min(_number(half_open_at) + shift, now + config.open_timeout)
+        # An instant, and after it the longest open_timeout.
+        until = min(_number(half_open_at, 2 * MAX_SECONDS) + shift, now + config.open_timeout)
     standing = Standing(
         config,
         State(state),
