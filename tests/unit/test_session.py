@@ -27,6 +27,7 @@ from switchgear.wire import (
     MAX_ERROR_CHARACTERS,
     PROTOCOL,
     Acquire,
+    Batch,
     Declare,
     Error,
     ErrorCode,
@@ -36,10 +37,12 @@ from switchgear.wire import (
     Hello,
     Leased,
     Malformed,
+    Message,
     Ping,
     Pong,
     Rejected,
     Report,
+    Reported,
     Reset,
     Revoked,
     StatsOf,
@@ -520,6 +523,46 @@ def test_a_request_whose_rejection_was_lost_is_asked_anew_and_answered(pair: Pai
     assert isinstance(waiter.answer, Rejected)
     first, second, third = [m.request for m in pair.sent(Acquire)[1:] if isinstance(m, Acquire)]
     assert first == second < third
+
+
+def test_a_permit_for_who_asked_for_something_else_is_no_answer(pair: Pair) -> None:
+    waiter = pair.ask(Ping)
+    ping = pair.sent(Ping)[-1]
+    pair.session.received(DATA, Granted(ping[0], 1, 1, None), pair.now)
+    pair.run()
+    assert isinstance(waiter.answer, Pong)
+
+
+def test_a_rejection_of_who_asked_for_something_else_raises_nothing(pair: Pair) -> None:
+    waiter = pair.ask(Ping)
+    refusal = Rejected(pair.sent(Ping)[-1][0], 1, State.OPEN, 1.0, None)
+    pair.session.received(DATA, refusal, pair.now)
+    pair.collect()
+    assert waiter.answer == refusal
+
+
+@pytest.mark.parametrize("confused", ["acknowledges", "refuses"])
+def test_what_was_never_sent_is_still_owed_whatever_the_manager_says_of_it(
+    pair: Pair, confused: str
+) -> None:
+    pair.call()
+    pair.advance(0.5)
+    lease = pair.admit()
+    assert isinstance(lease, Lease)
+    pair.end(lease)
+    pair.cut()
+    pair.collect_leases()  # into a report that cannot be sent
+    number = pair.session._reports.sent + 1
+    answers: dict[str, Message] = {
+        "acknowledges": Reported(number, 1, Verdict.COUNTED),
+        "refuses": Error(KINDS[Batch], number, ErrorCode.DUPLICATE_REPORT, ""),
+    }
+    pair.session.received(DATA, answers[confused], pair.now)
+    pair.end(lease)
+    pair.collect_leases()
+    pair.connect()
+    pair.run()
+    assert stats(pair).total_successes == 3
 
 
 def test_a_rejection_answers_with_itself(pair: Pair) -> None:

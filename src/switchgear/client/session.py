@@ -578,7 +578,7 @@ class Session:
         elif self._lines[DATA].phase is _Phase.READY:  # else it is sent, and refused, once more
             # It will never be one, so it must not stand in the way of those behind it. Those before
             # it may only not be acknowledged yet: Welcome tells, and then it is the first.
-            if self._reports and error.ref == self._reports.acknowledged + 1:
+            if error.ref == self._reports.acknowledged + 1 <= self._reports.sent:
                 self._answered(self._reports.discard())
             self._greet(DATA, now)
 
@@ -599,6 +599,8 @@ class Session:
         probe = message.deadline is not None
         grant = Grant(self._lines[DATA].epoch, message.operation, message.generation, probe)
         asked = self._asked.get(message.request)
+        if asked is not None and asked.connection != DATA:
+            return  # who asked for something else holds no permit, whatever the manager believes
         if asked is not None:
             (circuit,) = asked.circuits
             self._leases.granted(circuit)
@@ -614,7 +616,7 @@ class Session:
     def _rejected(self, message: Rejected, now: float) -> None:
         self._renew(message.request)
         asked = self._asked.get(message.request)
-        if asked is not None:
+        if asked is not None and asked.connection == DATA:
             self._leases.rejected(asked.circuits[0], message, now)
         self._answer(message.request, message)
 
@@ -632,6 +634,8 @@ class Session:
 
     def _acknowledge(self, number: int, verdict: Verdict | None) -> None:
         """Take reports up to a number off the queue; the verdict is on the last and each Batch."""
+        # What was never sent is still owed, and may still grow, whatever the manager believes.
+        number = min(number, self._reports.sent)
         while self._reports and self._reports.acknowledged < number:
             report = self._reports.acknowledge()
             self._answered(report)
