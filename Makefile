@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
+FUZZ := .venv-fuzz
+SECONDS ?= 600
+REPLAYS ?= 20000
 
-.PHONY: help demo test lint check simulate bench clean
+.PHONY: help demo test lint check simulate bench fuzz clean
 
 help:
 	@echo "make demo    eight workers share one breaker in front of a service that breaks and heals"
@@ -13,6 +16,7 @@ help:
 	@echo "make check   what CI runs"
 	@echo "make simulate SEEDS=10000    so many simulated lives, on all cores; SEED=17 shows one of them"
 	@echo "make bench   the benchmarks, beside other packages: fifteen minutes, into benchmarks/RESULTS.md"
+	@echo "make fuzz    the protocol, guided by coverage, for SECONDS=600; what it finds is in .fuzz"
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -55,5 +59,15 @@ $(BENCH)/.peers: benchmarks/requirements.txt pyproject.toml
 bench: $(BENCH)/.peers
 	$(BENCH)/bin/python benchmarks/run.py
 
+# So has the fuzzer, which is made for fewer Pythons than the package.
+$(FUZZ)/.created: pyproject.toml
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	touch $@
+
+fuzz: $(FUZZ)/.created
+	PYTHONPATH=tests/unit $(FUZZ)/bin/python tests/fuzzing/campaign.py \
+		--seconds $(SECONDS) --replays $(REPLAYS)
+
 clean:
-	rm -rf $(VENV) $(BENCH) .venv-3.* build dist
+	rm -rf $(VENV) $(BENCH) $(FUZZ) .venv-3.* build dist
