@@ -100,7 +100,8 @@ def campaign(side: str, directory: Path, seconds: int, options: argparse.Namespa
             print(line)
     found = sorted(set(place.glob("found-*")) - before)
     for script in found:
-        print(f"FOUND: {sys.executable} {sys.argv[0]} --side {side} --replay {script}")
+        command = f"{sys.executable} {sys.argv[0]} --side {side} --replay {script}"
+        print(f"FOUND: PYTHONPATH=tests/unit {command}")
     if ended and not found:
         print(f"atheris ended with {ended}; see {log}")
     kept = not _child("flat", side, directory, "--replays", str(options.replays))

@@ -41,6 +41,8 @@ from switchgear.wire import (
     encode,
 )
 
+pytestmark = pytest.mark.timeout(600)  # seconds; ten at most on a machine that does nothing else
+
 TOKEN: Final = b"a bad peer's own"
 HELLO: Final = encode(Hello(1, 1, 1, TOKEN, 1, 0))
 FIRST_REPORT: Final = 42  # among the golden frames: it is taken in where 41 were before it

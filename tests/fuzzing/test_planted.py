@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -16,11 +17,23 @@ from scripts import SEEDS, Do, Step, mutate, pack, run_client_side, run_manager_
 
 from switchgear.client import link
 from switchgear.client.session import Session
-from switchgear.manager import server
+from switchgear.config import MAX_SECONDS, CircuitConfig
+from switchgear.manager import journal, server
 from switchgear.manager.actor import Actor
 from switchgear.manager.sessions import CONTROL, DATA, Peer
 from switchgear.states import Outcome
-from switchgear.wire import Error, ErrorCode, Malformed, Message, Report, Reset, encode
+from switchgear.wire import (
+    Acquire,
+    Declare,
+    Error,
+    ErrorCode,
+    Hello,
+    Malformed,
+    Message,
+    Report,
+    Reset,
+    encode,
+)
 
 SCRIPTS: Final = 400  # that a bug may go unnoticed; most are found by the first few
 
@@ -240,3 +253,19 @@ def test_a_circuit_that_moves_though_nobody_named_it_is_noticed() -> None:
     with pytest.raises(AssertionError):
         side.feed(Peer(DATA, b"bad"), [b"\xc1"])
     assert side.actor.session_of(HEALTHY[DATA]) is not None
+
+
+@pytest.mark.parametrize("limit", ["_LARGEST_SAID", "MAX_SECONDS"])
+def test_a_journal_that_takes_what_the_wire_allows_for_damage_is_noticed(
+    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    side = ManagerSide()
+    longest = CircuitConfig(failure_threshold=1, open_timeout=MAX_SECONDS)
+    failure = Report(1, "a", 0, None, 1, Outcome.FAILURE, 0, None)
+    said = (Hello(1, 1, 1, bytes(16), 2**63 - 1, 0), Declare(2, "a", longest), Acquire(3, "a", 0))
+    side.feed(Peer(DATA, b"bad"), [encode(message) for message in (*said, failure)])
+    side.actor._circuits["a"].report_leased(1, Outcome.FAILURE, side.now)
+    side.check_file(tmp_path / "sound")
+    monkeypatch.setattr(journal, limit, getattr(journal, limit) // 2)
+    with pytest.raises(AssertionError):
+        side.check_file(tmp_path / "planted")
