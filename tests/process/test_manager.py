@@ -519,6 +519,36 @@ with sg.Manager(acquire_timeout=5.0) as manager:
         assert process.wait(PATIENCE) == 0
 
 
+GREETED_IN_A_LONG_TURN = """
+import sys, time
+import zmq
+from switchgear.address import Address
+from switchgear.manager.server import Server
+from switchgear.manager.sessions import DATA
+from switchgear.wire import FROM_DATA, Hello, decode, encode, to_micros
+
+place = Address.parse(sys.argv[1])
+server = Server(place)
+turn_began = time.monotonic() - 1.0
+client = zmq.Context().socket(zmq.DEALER)
+client.connect(f"ipc://{place.data_path}")
+sent_at = time.monotonic()
+client.send(encode(Hello(1, 1, 1, bytes(16), 0, 0)))
+while not server._take(DATA, turn_began):
+    server._sockets[DATA].poll(20_000)
+    server._unread.add(DATA)
+welcome = decode(client.recv(), FROM_DATA)
+print(to_micros(sent_at) <= welcome.clock <= to_micros(time.monotonic()))
+"""
+
+
+def test_a_greeting_is_answered_with_a_time_between_its_sending_and_its_answer(
+    address: str,
+) -> None:
+    # By that a client tells whether the manager's clock is its own.
+    assert run_script(GREETED_IN_A_LONG_TURN, address).stdout == "True\n"
+
+
 def test_readiness_is_said_when_the_sockets_answer_and_not_before(address: str) -> None:
     with ending(start_manager(address)), Peer(Address.parse(address).data_path) as peer:
         peer.send(Hello(1, PROTOCOL, PROTOCOL, b"p" * 16, 1, 0))
