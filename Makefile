@@ -7,11 +7,12 @@ FUZZ := .venv-fuzz
 SECONDS ?= 600
 REPLAYS ?= 20000
 
-.PHONY: help demo test lint check simulate bench fuzz clean
+.PHONY: help demo test linearizability lint check simulate bench fuzz clean
 
 help:
 	@echo "make demo    eight workers share one breaker in front of a service that breaks and heals"
 	@echo "make test    all tests"
+	@echo "make linearizability HISTORIES=1000   real processes against a checker, as often as you like"
 	@echo "make lint    the linter, the formatter and the type checker"
 	@echo "make check   what CI runs"
 	@echo "make simulate SEEDS=10000    so many simulated lives, on all cores; SEED=17 shows one of them"
@@ -40,6 +41,10 @@ SEEDS ?= 10000
 simulate: $(VENV)/.dev
 	@PYTHONPATH=tests:tests/unit $(BIN)/python -m simulation \
 		$(if $(SEED),--replay $(SEED),--seeds $(SEEDS)) $(if $(PLANT),--plant $(PLANT))
+
+HISTORIES ?= 300
+linearizability: $(VENV)/.dev
+	@PYTHONPATH=tests $(BIN)/python -m linearizability --histories $(HISTORIES) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

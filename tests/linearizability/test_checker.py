@@ -1,0 +1,263 @@
+"""The checker finds what is wrong, and lets pass what is right. Runs written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+import pytest
+
+from switchgear import wire
+from switchgear.config import CircuitConfig
+from switchgear.states import Outcome, State, Verdict
+
+from . import history as files
+from .checker import check
+from .history import CALLED, RECEIVED, SENT, History
+from .notebook import Notebook, answered, configured, instant, replaced, retold
+
+CLOSED, OPEN, HALF_OPEN = State.CLOSED, State.OPEN, State.HALF_OPEN
+SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
+COUNTED, STALE = Verdict.COUNTED, Verdict.STALE
+ERROR: Final = "ConnectionError: down"
+STRICT: Final = CircuitConfig(
+    failure_threshold=2,
+    success_threshold=1,
+    open_timeout=2.5,
+    permit_timeout=20.0,
+    consistency="strict",
+)
+
+
+def strict_run() -> History:
+    """A circuit that opens, turns half-open, and closes; the numbers are in the comments."""
+    book = Notebook(STRICT)
+    book.ping()  # 1
+    book.declare()  # 2
+    book.acquire(1, 1, None)  # 3
+    book.acquire(2, 1, None)  # 4
+    book.report(1, 3, 1, FAILURE, COUNTED)  # 5
+    book.acquire(2, 1, None)  # 6
+    book.report(2, 4, 1, FAILURE, COUNTED)  # 7
+    book.event(CLOSED, OPEN, "failures", 2)
+    book.acquire(1, OPEN, 2.4, ERROR)  # 8
+    book.report(2, 6, 1, SUCCESS, STALE)  # 9
+    book.timer(OPEN, HALF_OPEN, "timeout", 3)  # 10
+    book.acquire(1, 3, 31_200_000)  # 11
+    book.acquire(2, HALF_OPEN, None, ERROR)  # 12
+    book.report(1, 11, 3, SUCCESS, COUNTED)  # 13
+    book.event(HALF_OPEN, CLOSED, "successes", 4)
+    book.stats(  # 14
+        total_requests=6,
+        total_successes=2,
+        total_failures=2,
+        total_rejected=2,
+        last_error=ERROR,
+        last_error_at=instant(7.1),
+        generation=4,
+    )
+    return book.close()  # 15
+
+
+def swap(history: History, one: int, other: int) -> None:
+    """Give each of two operations the number of the other."""
+    answered(history, one, operation=1_000)
+    answered(history, other, operation=one)
+    answered(history, 1_000, operation=other)
+
+
+def is_sent_later(history: History, place: int, seconds: float) -> None:
+    history.sent[place] = history.sent[place]._replace(at=history.sent[place].at + seconds)
+
+
+def loses_event(history: History, operation: int) -> None:
+    history.received[:] = [
+        each
+        for each in history.received
+        if not (isinstance(each.message, wire.Event) and each.message.operation == operation)
+    ]
+
+
+def has_one_number_more(history: History) -> None:
+    answered(history, 15, operation=16)
+    history.last = 16
+
+
+def is_never_answered(history: History) -> None:
+    history.received[:] = [
+        each for each in history.received if getattr(each.message, "operation", 0) != 9
+    ]
+
+
+def counts_in_stats(history: History, **fields: int) -> None:
+    (told,) = (e.message.stats for e in history.received if isinstance(e.message, wire.StatsOf))
+    answered(history, 14, stats=replace(told, **fields))  # type: ignore[arg-type]
+
+
+WRONG: Final[dict[str, Callable[[History], None]]] = {
+    "two numbers are swapped": lambda h: swap(h, 5, 7),
+    "two numbers of one connection are swapped": lambda h: swap(h, 3, 5),
+    "a number comes twice": lambda h: answered(h, 6, operation=5),
+    "a number is left over": has_one_number_more,
+    "a number is beyond the last": lambda h: answered(h, 6, operation=99),
+    "a report is never answered": is_never_answered,
+    "a later answer came before this was asked": lambda h: is_sent_later(h, 2, 1.8),
+    "a grant has an old generation": lambda h: answered(h, 11, generation=2),
+    "a second probe is admitted": lambda h: replaced(h, 12, wire.Granted, 3, 32_000_000),
+    "a call is admitted while open": lambda h: replaced(h, 8, wire.Granted, 2, None),
+    "a call is rejected while closed": lambda h: replaced(h, 6, wire.Rejected, OPEN, 1.0, None),
+    "a probe has no deadline": lambda h: answered(h, 11, deadline=None),
+    "a probe has more time than it should": lambda h: answered(h, 11, deadline=32_000_000),
+    "a rejection names another state": lambda h: answered(h, 12, state=OPEN, retry_after=1.0),
+    "a rejection promises too late a probe": lambda h: answered(h, 8, retry_after=2.6),
+    "a rejection knows of no failure": lambda h: answered(h, 8, last_error=None),
+    "a stale report is counted": lambda h: answered(h, 9, verdict=COUNTED),
+    "a report that counts is stale": lambda h: answered(h, 5, verdict=STALE),
+    "a report is expired in time": lambda h: answered(h, 13, verdict=Verdict.EXPIRED),
+    "it opens a failure late": lambda h: configured(h, replace(STRICT, failure_threshold=1)),
+    "it opens a failure early": lambda h: configured(h, replace(STRICT, failure_threshold=3)),
+    "it closes a success early": lambda h: configured(h, replace(STRICT, success_threshold=2)),
+    "it turns half-open early": lambda h: configured(h, replace(STRICT, open_timeout=9.0)),
+    "an event is missing": lambda h: loses_event(h, 7),
+    "the last event is missing": lambda h: loses_event(h, 13),
+    "an event has another generation": lambda h: retold(h, 7, generation=3),
+    "an event has another cause": lambda h: retold(h, 13, cause="reset"),
+    "an event has another number": lambda h: retold(h, 7, operation=9),
+    "a version is skipped": lambda h: retold(h, 13, version=4),
+    "a version comes twice": lambda h: retold(h, 13, version=2),
+    "a rejection is not counted": lambda h: counts_in_stats(h, total_rejected=1),
+    "a success is counted twice": lambda h: counts_in_stats(h, total_successes=3),
+    "an attempt is counted twice": lambda h: counts_in_stats(h, total_requests=7),
+    "a permit is never taken back": lambda h: counts_in_stats(h, in_flight=1),
+    "a closed circuit kept its failures": lambda h: counts_in_stats(h, consecutive_failures=2),
+}
+
+
+def test_a_right_run_is_right() -> None:
+    result = check(strict_run())
+    assert result.wrong == []
+    assert result.operations == 15
+    assert result.kinds["(nobody told)"] == 1  # the timer
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_run_is_found(what: str) -> None:
+    run = strict_run()
+    WRONG[what](run)
+    assert check(run).wrong
+
+
+def test_a_kept_run_is_the_same_again(tmp_path: object) -> None:
+    run = strict_run()
+    header = {
+        **{"seed": 0, "epoch": run.epoch, "first": run.first, "last": run.last},
+        **{"names": run.names, "killed": []},
+    }
+    records = [
+        *([SENT, s.session, s.at, wire.encode(s.message)] for s in run.sent),
+        *([RECEIVED, r.session, r.at, r.done, wire.encode(r.message)] for r in run.received),
+        *([CALLED, *call] for call in run.called),
+    ]
+    path = tmp_path / "run"  # type: ignore[operator]
+    files.write(path, header, records)
+    assert files.load(path) == run
+
+
+# -- numbers that nobody was told ------------------------------------------------------------------
+
+
+def killed_run(*, reopens: bool) -> History:
+    """The holder of a probe is killed, and what it had sent last was never answered."""
+    book = Notebook(replace(STRICT, failure_threshold=1))
+    book.ping()  # 1
+    book.declare()  # 2
+    book.acquire(1, 1, None)  # 3
+    book.report(1, 3, 1, FAILURE, COUNTED)  # 4
+    book.event(CLOSED, OPEN, "failures", 2)
+    book.now += 2.0
+    book.timer(OPEN, HALF_OPEN, "timeout", 3)  # 5
+    book.acquire(2, 3, 28_200_000)  # 6
+    book.batch(2, 1, successes=3)  # 7
+    book.history.killed[2] = book.now
+    if reopens:
+        book.timer(HALF_OPEN, OPEN, "lost_permit", 4)  # 8
+    else:
+        book.now += 1.0
+        book.operation += 1
+    return book.close()
+
+
+def test_the_permit_of_a_killed_process_reopens_its_circuit() -> None:
+    # Its Batch ran under a lease that nobody gave, and that is the client's fault.
+    only_leases = [wrong for wrong in check(killed_run(reopens=True)).wrong if "lease" not in wrong]
+    assert only_leases == []
+    assert check(killed_run(reopens=False)).wrong[0].startswith("operation 8")
+
+
+def test_nobody_dies_before_it_is_killed() -> None:
+    run = killed_run(reopens=True)
+    run.killed[2] += 10.0
+    assert check(run).wrong[0].startswith("operation 8")
+
+
+# -- leases ----------------------------------------------------------------------------------------
+
+LEASED: Final = replace(STRICT, consistency="leased", failure_threshold=1)
+
+
+def leased_run(
+    *,
+    lease: bool = True,
+    called: int = 2,
+    told: int = 2,
+    told_of_end: bool = True,
+    late_call: str | None = None,
+    until: float = 9.6,
+) -> History:
+    """Worker 1 runs calls under a lease, until worker 2 has failed."""
+    book = Notebook(LEASED)
+    book.ping()  # 1
+    book.declare()  # 2
+    book.acquire(1, 1, None)  # 3
+    if lease:
+        book.leased(1, 1, CLOSED, None)
+    book.report(1, 3, 1, SUCCESS, COUNTED)  # 4
+    for _ in range(called):
+        book.call(1, "returned")
+    book.acquire(2, 1, None)  # 5
+    book.batch(1, 1, successes=told)  # 6
+    book.report(2, 5, 1, FAILURE, COUNTED)  # 7
+    book.event(CLOSED, OPEN, "failures", 2)
+    if told_of_end:
+        book.leased(1, 2, OPEN, until)
+    if late_call is not None:
+        book.call(1, late_call, ran=late_call != "open", detail=["open", 1.0, ERROR])
+        if late_call == "open":
+            book.batch(1, 2, successes=0, rejected=1)  # 8
+    book.report(1, None, 1, FAILURE, STALE)  # 8 or 9; speaks for the batch
+    book.call(1, "raised", begun=4.95, detail="down")
+    book.now += 1.0
+    book.timer(OPEN, HALF_OPEN, "timeout", 3)
+    return book.close()
+
+
+def test_leased_calls_are_right() -> None:
+    assert check(leased_run()).wrong == []
+    assert check(leased_run(late_call="open")).wrong == []
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (leased_run(lease=False), "without a lease"),
+        (leased_run(told=1), "under leases and told of"),
+        (leased_run(called=3), "under leases and told of"),
+        (leased_run(told_of_end=False), "was not told that"),
+        (leased_run(late_call="returned", called=1), "ran without a lease"),
+        (leased_run(until=7.6, late_call="open"), "nobody had said that it is open"),
+        (leased_run(until=30.0), "too early"),
+    ],
+)
+def test_a_wrong_use_of_a_lease_is_found(run: History, said: str) -> None:
+    assert any(said in wrong for wrong in check(run).wrong)
