@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from . import campaign, checker, history, operations
+from . import campaign, history, operations
 from .campaign import Tally
 
 # A manager keeps every circuit that it was ever told of, so it is replaced after so many runs.
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=1, help="of the first history; default: 1")
     parser.add_argument("--workers", type=int, default=campaign.WORKERS, help="processes at a time")
     parser.add_argument("--steps", type=int, default=campaign.STEPS, help="of one process")
+    parser.add_argument("--losses", action="store_true", help="kill the manager in each")
     parser.add_argument("--keep", type=Path, default=Path("histories"), help="wrong ones, where")
     parser.add_argument("--check", type=Path, metavar="FILE", help="check a kept history again")
     parser.add_argument("--show", type=Path, metavar="FILE", help="print a kept history")
@@ -68,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
             seeds,
             options.keep,
             steps=options.steps,
+            losses=options.losses,
             workers=options.workers,
             progress=progress,
             enough=enough,
@@ -93,7 +95,7 @@ def _listed(counts: dict[str, int]) -> str:
 
 def check(path: Path) -> int:
     """Check one history, and print all that is wrong."""
-    result = checker.check(history.load(path))
+    result = campaign.check(history.load(path))
     for wrong in result.wrong:
         sys.stdout.write(f"{wrong}\n")
     sys.stdout.write(f"operations: {result.operations}, wrong: {len(result.wrong)}\n")

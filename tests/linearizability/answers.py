@@ -55,7 +55,7 @@ def _compare_stats(stats: CircuitStats, circuit: Circuit) -> str | None:
         *(circuit.state, circuit.generation, circuit.config, circuit.last_error),
         *(circuit.successes, circuit.failures, len(circuit.out)),
         *(totals.successes, totals.failures, totals.neutral, totals.rejected),
-        *(circuit.attempts, totals.failures == 0),
+        *(circuit.attempts, stats.last_error is None),
     )
     return differs("stats", said, expected)
 
@@ -71,6 +71,6 @@ def _compare_metrics(metrics: MetricsSnapshot, circuit: Circuit) -> str | None:
     expected = (
         *(executed, totals.successes, totals.failures),
         *(totals.rejected, totals.lost, totals.stale),
-        *(circuit.entries, executed == 0),
+        *(circuit.entries, metrics.requests_total == 0),
     )
     return differs("metrics", said, expected)

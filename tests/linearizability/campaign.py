@@ -25,7 +25,7 @@ import switchgear as sg
 from switchgear.config import CircuitConfig, Consistency, LostPermit
 from switchgear.wire import Pong, Welcome
 
-from . import checker, history
+from . import checker, history, survival
 from .history import History
 from .recorder import Recorder
 from .worker import PATIENCE, Step, work
@@ -51,6 +51,7 @@ class Plan(NamedTuple):
         scripts: What each worker does.
         kill: Which worker is killed, and how many seconds after the start; None: none is.
         longest: Seconds that a timer of any of the configurations takes at most.
+        loss: How many seconds after the start the manager is killed and replaced; None: never.
     """
 
     seed: int
@@ -58,6 +59,7 @@ class Plan(NamedTuple):
     scripts: list[list[Step]]
     kill: tuple[int, float] | None
     longest: float
+    loss: float | None = None
 
 
 def plan(seed: int, workers: int = WORKERS, steps: int = STEPS, kills: float = KILL_SHARE) -> Plan:
@@ -100,6 +102,20 @@ def small_plan(seed: int, workers: int) -> Plan:
         script = [step for step in steps if step.what not in ("declare", "history")]
         scripts.append([Step("declare", name), *script])
     return Plan(seed, {name: config}, scripts, None, config.open_timeout)
+
+
+def loss_plan(seed: int, workers: int = WORKERS, steps: int = STEPS) -> Plan:
+    """The manager is killed in the middle. Nobody asks it for anything but permits meanwhile."""
+    random = Random(seed)
+    names = [f"{seed}.{number}" for number in range(random.randint(1, 2))]
+    circuits = {name: _config(random) for name in names}
+    scripts = []
+    for _ in range(workers):
+        script = [_step(random, names, 0.3) for _ in range(steps)]
+        script = [step for step in script if step.what in ("call", "acquire", "end", "pause")]
+        scripts.append([*(Step("declare", name) for name in names), *script])
+    longest = max(max(each.open_timeout, each.permit_timeout) for each in circuits.values())
+    return Plan(seed, circuits, scripts, None, longest, random.uniform(0.002, 0.06))
 
 
 def _config(random: Random) -> CircuitConfig:
@@ -177,6 +193,15 @@ class Worker:
         self._records.close()
 
 
+def check(run: History) -> checker.Result:
+    """Check a run of whatever kind.
+
+    Raises:
+        UndecidedError: See `checker.check`.
+    """
+    return checker.check(run) if run.lost is None else survival.check(run, run.lost)
+
+
 def start_manager(address: str, program: Sequence[str]) -> subprocess.Popen[bytes]:
     """A manager of its own; returns once it answers."""
     read, write = os.pipe()
@@ -206,6 +231,7 @@ class Tally:
         histories: How many were checked.
         processes: How many workers there were, the killed ones included.
         killed: How many of them were killed.
+        lost: How many managers were.
         operations, calls, kinds, changes: See `checker.Result`.
         wrong: By seed, what was wrong first.
         undecided: The seeds of those that the checker gave up on.
@@ -214,6 +240,7 @@ class Tally:
     histories: int = 0
     processes: int = 0
     killed: int = 0
+    lost: int = 0
     operations: int = 0
     calls: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
@@ -226,6 +253,7 @@ class Tally:
             self.histories + other.histories,
             self.processes + other.processes,
             self.killed + other.killed,
+            self.lost + other.lost,
             self.operations + other.operations,
             self.calls + other.calls,
             self.kinds + other.kinds,
@@ -237,8 +265,8 @@ class Tally:
     def __str__(self) -> str:
         return (
             f"histories: {self.histories}, processes: {self.processes}, killed: {self.killed}, "
-            f"operations checked: {self.operations}, calls: {self.calls}, "
-            f"wrong: {len(self.wrong)}, undecided: {len(self.undecided)}"
+            f"managers killed: {self.lost}, operations checked: {self.operations}, "
+            f"calls: {self.calls}, wrong: {len(self.wrong)}, undecided: {len(self.undecided)}"
         )
 
 
@@ -295,7 +323,7 @@ class Campaign:
     def _epoch_of_records(self) -> int:
         records, _ = history.unpack(b"".join(self._records))
         frames = [record[-1] for record in records]
-        return next(m.epoch for m in map(history.read, frames) if isinstance(m, Welcome))
+        return max(m.epoch for m in map(history.read, frames) if isinstance(m, Welcome))
 
     def _start_worker(self) -> Worker:
         self._numbers += 1
@@ -327,6 +355,7 @@ class Campaign:
         workers = {worker.orders: worker for worker in self._workers}
         for worker, script in zip(self._workers, one.scripts, strict=True):
             worker.orders.send(script)
+        lost = None if one.loss is None else self._lose_manager(one.loss)
         killed = self._wait_for(workers, one)
         self._await_returns(one)
         quiet = time.monotonic() + one.longest
@@ -348,13 +377,26 @@ class Campaign:
             "last": last,
             "names": list(one.circuits),
             "killed": list(killed.items()),
+            "lost": lost,
         }
         self._unchecked = header, records
+        if lost is not None:
+            self._epoch = self._epoch_of_records()
         self._replace(killed)
 
     def _ping(self) -> int:
         answer: Pong = self._client.ping()
         return answer.operation
+
+    def _lose_manager(self, after: float) -> float:
+        """Kill it, and have another one take its place; say when."""
+        _idle.wait(after)
+        at = time.time()
+        self._manager.kill()
+        self._manager.wait()
+        self._manager = start_manager(self._address, self._program)
+        self.tally.lost += 1
+        return at
 
     def _wait_for(self, workers: dict[Connection, Worker], one: Plan) -> dict[int, float]:
         """Until all have done what they should; who was killed, and when."""
@@ -366,9 +408,12 @@ class Campaign:
             self._workers[victim].kill()
             del workers[self._workers[victim].orders]
         waiting: list[Any] = list(workers)
+        deadline = time.monotonic() + PATIENCE
         while waiting:
-            ready = wait(waiting, PATIENCE)
-            if not ready:
+            ready = wait(waiting, 0.5)
+            if self._manager.poll() is not None:
+                raise RuntimeError(f"run {one.seed}: the manager has ended")
+            if time.monotonic() > deadline:
                 raise RuntimeError(f"run {one.seed}: a worker did not come to an end")
             for connection in ready:
                 assert isinstance(connection, Connection)
@@ -401,7 +446,7 @@ class Campaign:
         seed, tally = header["seed"], self.tally
         tally.histories += 1
         try:
-            result = checker.check(history.build(header, records))
+            result = check(history.build(header, records))
         except checker.UndecidedError:
             tally.undecided.append(seed)
             self._keep(header, records)
@@ -437,14 +482,30 @@ def run(
     steps: int = STEPS,
     workers: int = WORKERS,
     kills: float = KILL_SHARE,
+    losses: bool = False,
     program: Sequence[str] = ("-m", "switchgear.manager"),
     progress: Callable[[Tally], None] = lambda tally: None,
     enough: Callable[[Tally], bool] = lambda tally: False,
 ) -> Tally:
-    """Run a plan for each seed against one manager, and check them."""
+    """Run a plan for each seed, and check them.
+
+    Args:
+        seeds: Of the plans.
+        directory: Where wrong histories are kept.
+        steps: Of each worker.
+        workers: How many there are.
+        kills: The share of the plans in which a worker is killed.
+        losses: In every plan the manager is killed instead.
+        program: What Python runs as the manager.
+        progress: Told after each run.
+        enough: Whether to stop.
+    """
     with Campaign(directory, workers, program) as campaign:
         for seed in seeds:
-            campaign.run(plan(seed, workers, steps, kills))
+            if losses:
+                campaign.run(loss_plan(seed, workers, steps))
+            else:
+                campaign.run(plan(seed, workers, steps, kills))
             progress(campaign.tally)
             if enough(campaign.tally):
                 break

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, combinations
 from typing import Final, NamedTuple, TypeVar
 
 from switchgear import wire
@@ -25,7 +25,7 @@ from . import model
 from .answers import compare, differs
 from .clients import check_clients
 from .history import History, Received
-from .model import Change, Circuit, Step
+from .model import Change, Circuit, Out, Step
 from .operations import DATA, Operation, Operations, match
 
 T = TypeVar("T")
@@ -66,9 +66,9 @@ def check(history: History) -> Result:
     """
     operations = match(history)
     result = Result(operations.wrong)
-    result.wrong += _check_numbers(history, operations)
-    result.wrong += _check_real_time(operations)
-    result.wrong += _check_versions(history)
+    result.wrong += check_numbers(history, operations)
+    result.wrong += check_real_time(operations)
+    result.wrong += check_versions(history)
     if not result.wrong:  # else there is no order to replay
         replay = Replay(history, operations)
         result.wrong += replay.run()
@@ -86,13 +86,13 @@ _CALLS: Final = {"call", "acquire", "end", "stats", "metrics", "history", "reset
 # -- numbers, time, versions -----------------------------------------------------------------------
 
 
-def _check_numbers(history: History, operations: Operations) -> Iterator[str]:
+def check_numbers(history: History, operations: Operations) -> Iterator[str]:
     seen: dict[int, Operation] = {}
     for operation in operations.all:
         number = operation.number
         if number is None:
             # A client asks for acknowledgements, and does not wait for more than these.
-            waits = operation.session not in history.killed
+            waits = operation.session not in history.killed and not history.cut
             if waits and operation.received == math.inf and type(operation.asked) is not wire.Sync:
                 yield f"nobody answered {operation}"
             continue
@@ -103,7 +103,7 @@ def _check_numbers(history: History, operations: Operations) -> Iterator[str]:
         seen[number] = operation
 
 
-def _check_real_time(operations: Operations) -> Iterator[str]:
+def check_real_time(operations: Operations) -> Iterator[str]:
     """Who was answered before another one asked has the lower number."""
     numbered = sorted(
         (operation for operation in operations.all if operation.number is not None),
@@ -118,11 +118,11 @@ def _check_real_time(operations: Operations) -> Iterator[str]:
             earliest = operation
 
 
-def _check_versions(history: History) -> Iterator[str]:
+def check_versions(history: History) -> Iterator[str]:
     """Events come in order, none is missing, and everybody is told the same."""
     by_version: dict[int, Event] = {}
     last: dict[int, int] = {}
-    for session, _at, _done, event in history.received:
+    for session, _at, _done, event, _connection in history.received:
         if not isinstance(event, Event):
             continue
         version = event.version
@@ -167,9 +167,16 @@ class Replay:
     Args:
         history: The run.
         operations: Its operations; their numbers are different ones.
+        begin: All that its circuits may be at the beginning, by name; none is there by default.
     """
 
-    def __init__(self, history: History, operations: Operations) -> None:
+    def __init__(
+        self,
+        history: History,
+        operations: Operations,
+        begin: Sequence[Mapping[str, Circuit]] = ({},),
+    ) -> None:
+        self._begin = begin
         self._history = history
         self._queues = operations.queues
         self._names = {name: place for place, name in enumerate(history.names)}
@@ -220,11 +227,9 @@ class Replay:
 
     def run(self) -> list[str]:
         """What is wrong; empty: nothing."""
-        place = _Place(
-            (None,) * len(self._names), (0,) * len(self._queues), (None,) * len(self._names)
-        )
-        number = self._history.first
-        untried: list[tuple[int, _Place]] = []
+        first = self._history.first
+        untried = [(first, self._first_place(circuits)) for circuits in self._begin]
+        number, place = untried.pop()
         tried: set[tuple[int, _Place]] = set()
         while True:
             if number > self._history.last:
@@ -245,6 +250,11 @@ class Replay:
             if not untried:
                 return [self._mismatch[1]]
             number, place = untried.pop()
+
+    def _first_place(self, circuits: Mapping[str, Circuit]) -> _Place:
+        begin = tuple(circuits.get(name) for name in self._names)
+        since = _Opened(-math.inf, -math.inf, math.inf)  # if it is open; nobody knows how long
+        return _Place(begin, (0,) * len(self._queues), (since,) * len(begin))
 
     def _note(self, number: int, text: str) -> None:
         """Keep the mismatch that was furthest on: the search went there with all else right."""
@@ -421,25 +431,21 @@ class Replay:
         self, number: int, index: int, circuit: Circuit, opened: _Opened | None, told: float
     ) -> Iterator[_Move]:
         """The manager's timer for a circuit has fired: with something to do, or for nothing."""
-        overdue = [one for one in circuit.probes if (one.deadline or 0.0) <= told + _ROUNDING]
-        # What was granted last counts as lost last: what a timer takes is the first few.
-        for few in range(len(overdue) + 1):
-            lost = tuple(overdue[:few])
+        for lost in overdue(circuit, told):
+            fired = [one.deadline or 0.0 for one in lost]
             if circuit.state is State.OPEN and self._was_open_long_enough(number, opened, told):
                 assert opened is not None
-                left = tuple(each for each in circuit.timers if each != opened.asked)
-                half_open = model.time_out(circuit._replace(timers=left))
+                half_open = model.time_out(_without(circuit, [*fired, opened.asked]))
                 after = model.lose(half_open.circuit, lost)
                 changes = (*half_open.changes, *after.changes)
                 yield _Move(Step(after.circuit, None, changes), index)
-            if lost:
-                left = tuple(each for each in circuit.timers if each > (lost[-1].deadline or 0.0))
-                yield _Move(model.lose(circuit._replace(timers=left), lost), index)
+            if lost and circuit.timers:
+                # Its own timer, or one that was for something else and came late.
+                late = [] if set(fired) & set(circuit.timers) else [min(circuit.timers)]
+                yield _Move(model.lose(_without(circuit, [*fired, *late]), lost), index)
         # A timer is not taken back when what it was for has come to an end.
         if circuit.timers and min(circuit.timers) <= told + _ROUNDING:
-            first = circuit.timers.index(min(circuit.timers))
-            left = circuit.timers[:first] + circuit.timers[first + 1 :]
-            yield _Move(Step(circuit._replace(timers=left), None), index)
+            yield _Move(Step(_without(circuit, [min(circuit.timers)]), None), index)
 
     def _was_open_long_enough(self, number: int, opened: _Opened | None, told: float) -> bool:
         """Not before `open_timeout` had passed: on the manager's clock, or on everybody's.
@@ -491,6 +497,30 @@ class Replay:
 
 def _with(row: tuple[T, ...], place: int, value: T) -> tuple[T, ...]:
     return (*row[:place], value, *row[place + 1 :])
+
+
+def overdue(circuit: Circuit, told: float) -> Iterator[tuple[Out, ...]]:
+    """Which probes a timer may have taken that had fired before then: none, or some of them.
+
+    It takes those whose time came first; how late it was itself, nobody was told. Nor what time a
+    probe had that was granted to a killed process, so such a one may be among them or not.
+    """
+    probes = circuit.probes
+    unknown = [one for one in probes if one.deadline == -math.inf]
+    known = [one for one in probes if -math.inf < (one.deadline or 0.0) <= told + _ROUNDING]
+    for few in range(len(known) + 1):
+        for many in range(len(unknown) + 1):
+            for some in combinations(unknown, many):
+                yield (*known[:few], *some)
+
+
+def _without(circuit: Circuit, fired: Sequence[float]) -> Circuit:
+    """Its timers less those that have fired."""
+    timers = list(circuit.timers)
+    for timer in fired:
+        if timer in timers:
+            timers.remove(timer)
+    return circuit._replace(timers=tuple(timers))
 
 
 def _change(event: Event) -> Change:

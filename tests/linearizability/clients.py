@@ -153,7 +153,7 @@ class _Session:
         self._failures: defaultdict[str, list[tuple[float, Operation]]] = defaultdict(list)
 
     def _hear(self, received: Received) -> None:
-        _, at, done, message = received
+        _, at, done, message, _ = received
         match message:
             case wire.Leased(name, generation, _, _, _):
                 self._news[name].append(_News(at, done, generation, message, False))

@@ -47,6 +47,7 @@ class Received(NamedTuple):
     at: float  # after it had come, before anything was done with it
     done: float  # after its process had acted on it
     message: Message
+    connection: int = 0  # on which
 
 
 class Called(NamedTuple):
@@ -80,6 +81,8 @@ class History:
         first, last: All its operations with these numbers and between them are this run's.
         names: The circuits that were used, and no others were.
         killed: Sessions whose process was killed, and when at the earliest.
+        lost: When the manager was killed, and another one took its place, Unix time; None: never.
+        cut: It was killed, and this is the part before that: not everybody was answered.
     """
 
     seed: int
@@ -88,6 +91,8 @@ class History:
     last: int
     names: list[str]
     killed: dict[int, float] = field(default_factory=dict)
+    lost: float | None = None
+    cut: bool = False
     sent: list[Sent] = field(default_factory=list)
     received: list[Received] = field(default_factory=list)
     called: list[Called] = field(default_factory=list)
@@ -99,8 +104,8 @@ class History:
                 session, at, frame = values
                 self.sent.append(Sent(session, at, read(frame)))
             elif kind == RECEIVED:
-                session, at, done, frame = values
-                self.received.append(Received(session, at, done, read(frame)))
+                session, at, done, connection, frame = values
+                self.received.append(Received(session, at, done, read(frame), connection))
             else:
                 self.called.append(Called(*values))
 
@@ -159,6 +164,7 @@ def build(header: dict[str, Any], records: Iterable[list[Any]]) -> History:
         header["last"],
         header["names"],
         dict(header["killed"]),
+        header["lost"],
     )
     history.add(records)
     return history

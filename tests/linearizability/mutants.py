@@ -12,17 +12,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
-from switchgear.circuit import Circuit, Permit, Totals
+from switchgear.circuit import Circuit, Permit, Standing, Totals
 from switchgear.manager import run
 from switchgear.manager.actor import Actor
+from switchgear.manager.journal import Journal
 from switchgear.manager.leases import Leases
+from switchgear.manager.unsaved import Changes
 from switchgear.states import Outcome, State, Verdict
 
 MUTANTS: Final[dict[str, Callable[[], None]]] = {}
+LOSS_MUTANTS: Final[dict[str, Callable[[], None]]] = {}  # that show when the manager is killed
 
 
 def _mutant(plant: Callable[[], None]) -> Callable[[], None]:
     MUTANTS[plant.__name__.strip("_")] = plant
+    return plant
+
+
+def _loss_mutant(plant: Callable[[], None]) -> Callable[[], None]:
+    LOSS_MUTANTS[plant.__name__.strip("_")] = plant
     return plant
 
 
@@ -35,7 +43,9 @@ def _wrap(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
 @_mutant
 def _counts_what_is_stale() -> None:
     def report(method: Any, self: Circuit, permit: Permit, *args: Any, **kwargs: Any) -> Any:
-        return method(self, permit._replace(generation=self.generation), *args, **kwargs)
+        if self.state is not State.OPEN:  # where there is nothing that an outcome could move
+            permit = permit._replace(generation=self.generation)
+        return method(self, permit, *args, **kwargs)
 
     _wrap(Circuit, "report", report)
 
@@ -196,6 +206,40 @@ def _rejects_while_closed() -> None:
     _wrap(Circuit, "acquire", acquire)
 
 
+@_loss_mutant
+def _acknowledges_what_it_has_not_saved() -> None:
+    def write(method: Any, self: Journal, changes: Changes) -> None:
+        method(self, changes._replace(counts=[], sessions=[]))
+
+    _wrap(Journal, "write", write)
+
+
+@_loss_mutant
+def _forgets_who_has_reported() -> None:
+    def write(method: Any, self: Journal, changes: Changes) -> None:
+        method(self, changes._replace(sessions=[]))
+
+    _wrap(Journal, "write", write)
+
+
+@_loss_mutant
+def _tells_before_it_has_saved() -> None:
+    def write(method: Any, self: Journal, changes: Changes) -> None:
+        method(self, changes._replace(standings=[], events=[]) if changes.events else changes)
+
+    _wrap(Journal, "write", write)
+
+
+@_loss_mutant
+def _succeeds_as_if_all_were_closed() -> None:
+    restore = Circuit.restore
+
+    def begin(name: str, standing: Standing, *args: Any) -> Circuit:
+        return restore(name, standing._replace(state=State.CLOSED, half_open_at=None), *args)
+
+    Circuit.restore = begin  # type: ignore[method-assign, assignment]
+
+
 if __name__ == "__main__":
-    MUTANTS[sys.argv[1]]()
+    {**MUTANTS, **LOSS_MUTANTS}[sys.argv[1]]()
     sys.exit(run.main(sys.argv[2:]))

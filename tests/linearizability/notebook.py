@@ -109,6 +109,19 @@ class Notebook:
         self.operation += 1
         self.event(*change)
 
+    def nothing(self) -> None:
+        """A decision that nobody asked for, and that changed nothing."""
+        self.now += 1.0
+        self.operation += 1
+
+    def reset(self, generation: int) -> int:
+        """The observer closes the circuit."""
+        return self.ask(
+            OBSERVER,
+            lambda n: wire.Reset(n, NAME),
+            lambda n, op: wire.ResetDone(n, op, NAME, generation),
+        )
+
     def leased(self, session: int, generation: int, state: State, until: float | None) -> None:
         """A worker gets a lease, behind the last answer."""
         micros = None if until is None else round(until * 1e6)

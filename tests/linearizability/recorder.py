@@ -54,7 +54,8 @@ class Recorder:
         def note_and_take(self_: link.Link, connection: int, frame: bytes, now: float) -> None:
             at = time.monotonic()
             take(self_, connection, frame, now)
-            self._write(msgpack.packb([RECEIVED, self.session, at, time.monotonic(), frame]))
+            done = time.monotonic()
+            self._write(msgpack.packb([RECEIVED, self.session, at, done, connection, frame]))
 
         with (
             mock.patch.object(link, "encode", encode_and_note),

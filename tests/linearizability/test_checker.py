@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -13,8 +14,9 @@ from switchgear.config import CircuitConfig
 from switchgear.states import Outcome, State, Verdict
 
 from . import history as files
-from .checker import check
+from .checker import check, overdue
 from .history import CALLED, RECEIVED, SENT, History
+from .model import Circuit, Out
 from .notebook import Notebook, answered, configured, instant, replaced, retold
 
 CLOSED, OPEN, HALF_OPEN = State.CLOSED, State.OPEN, State.HALF_OPEN
@@ -152,11 +154,11 @@ def test_a_kept_run_is_the_same_again(tmp_path: object) -> None:
     run = strict_run()
     header = {
         **{"seed": 0, "epoch": run.epoch, "first": run.first, "last": run.last},
-        **{"names": run.names, "killed": []},
+        **{"names": run.names, "killed": [], "lost": None},
     }
     records = [
         *([SENT, s.session, s.at, wire.encode(s.message)] for s in run.sent),
-        *([RECEIVED, r.session, r.at, r.done, wire.encode(r.message)] for r in run.received),
+        *([RECEIVED, r.session, r.at, r.done, 0, wire.encode(r.message)] for r in run.received),
         *([CALLED, *call] for call in run.called),
     ]
     path = tmp_path / "run"  # type: ignore[operator]
@@ -183,8 +185,7 @@ def killed_run(*, reopens: bool) -> History:
     if reopens:
         book.timer(HALF_OPEN, OPEN, "lost_permit", 4)  # 8
     else:
-        book.now += 1.0
-        book.operation += 1
+        book.nothing()
     return book.close()
 
 
@@ -199,6 +200,45 @@ def test_nobody_dies_before_it_is_killed() -> None:
     run = killed_run(reopens=True)
     run.killed[2] += 10.0
     assert check(run).wrong[0].startswith("operation 8")
+
+
+def timers_run(fired: int) -> History:
+    """A probe is lost while the circuit is open, which is then reset; timers fire all the same."""
+    book = Notebook(
+        replace(STRICT, failure_threshold=1, max_concurrent_requests=2, permit_timeout=2.0)
+    )
+    book.ping()  # 1
+    book.declare()  # 2
+    book.acquire(1, 1, None)  # 3
+    book.report(1, 3, 1, FAILURE, COUNTED)  # 4
+    book.event(CLOSED, OPEN, "failures", 2)
+    book.now += 2.0
+    book.timer(OPEN, HALF_OPEN, "timeout", 3)  # 5
+    book.acquire(2, 3, 10_200_000)  # 6
+    book.acquire(1, 3, 11_200_000)  # 7
+    book.report(2, 6, 3, FAILURE, COUNTED)  # 8
+    book.event(HALF_OPEN, OPEN, "failures", 4)
+    book.nothing()  # 9: the other probe is lost, and is of an earlier generation
+    book.reset(5)  # 10
+    book.event(OPEN, CLOSED, "reset", 5)
+    for _ in range(fired):
+        book.nothing()  # 11 ...
+    return book.close()
+
+
+def test_a_timer_fires_for_nothing_once_for_each_time_that_it_was_set() -> None:
+    # For the probe that came back, and for the circuit that was open.
+    assert [check(timers_run(fired)).wrong == [] for fired in (0, 1, 2, 3)] == [
+        *(True, True, True, False),
+    ]
+
+
+def test_a_timer_may_spare_a_probe_whose_time_nobody_was_told() -> None:
+    first, second = Out(1, 3, 5.0, 1), Out(2, 3, 6.0, 1)
+    unknown = Out(3, 3, -math.inf, 2)  # its holder was killed before it heard of it
+    circuit = Circuit(STRICT, out=(second, unknown, first))
+    assert set(overdue(circuit, told=5.5)) == {(), (first,), (unknown,), (first, unknown)}
+    assert (first, second, unknown) in set(overdue(circuit, told=6.0))
 
 
 # -- leases ----------------------------------------------------------------------------------------

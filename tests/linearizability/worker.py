@@ -155,6 +155,8 @@ def _result_of(do: Callable[[], tuple[str, object]]) -> tuple[str, object]:
         return kind, [str(error.state), error.retry_after, error.last_error]
     except sg.ManagerUnavailableError:
         return "unavailable", None
+    except sg.BreakerError as error:
+        return "refused", str(error)
     except ConnectionError as error:
         return "raised", str(error)
     except Leave:
