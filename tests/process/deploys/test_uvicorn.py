@@ -47,7 +47,7 @@ def test_the_probe_of_a_killed_uvicorn_worker_comes_back_and_its_successor_joins
     )
     with uvicorn(environment) as server, ThreadPoolExecutor(1) as visitor:
         before = {answer.pid for answer in server.get_each(3)}
-        processes = len(server.workers)  # and a helper of multiprocessing's
+        first = server.workers
         deploy.service.broken = True
         assert server.get().outcome == "failure"
         eventually(lambda: deploy.breaker.state is sg.State.HALF_OPEN)
@@ -66,9 +66,11 @@ def test_the_probe_of_a_killed_uvicorn_worker_comes_back_and_its_successor_joins
         eventually(closes)
         assert deploy.breaker.metrics().permits_lost == 1
 
-        eventually(lambda: len(server.workers - {hung}) == processes)
+        # At least one: uvicorn replaces those, too, that do not answer it for some seconds.
+        eventually(lambda: server.workers - first)
         after = {answer.pid for answer in server.get_each(3)}
-        assert len(after - before) == 1
+        assert after - before
+        assert hung not in after
         deploy.forgets_all_but(after)
 
 
