@@ -7,12 +7,13 @@ FUZZ := .venv-fuzz
 SECONDS ?= 600
 REPLAYS ?= 20000
 
-.PHONY: help demo test linearizability lint check simulate bench fuzz clean
+.PHONY: help demo test linearizability lint check simulate bench fuzz coverage coverage-unit clean
 
 help:
 	@echo "make demo    eight workers share one breaker in front of a service that breaks and heals"
 	@echo "make test    all tests"
 	@echo "make linearizability HISTORIES=1000   real processes against a checker, as often as you like"
+	@echo "make coverage  the same, and which branches of src they do not reach"
 	@echo "make lint    the linter, the formatter and the type checker"
 	@echo "make check   what CI runs"
 	@echo "make simulate SEEDS=10000    so many simulated lives, on all cores; SEED=17 shows one of them"
@@ -45,6 +46,22 @@ simulate: $(VENV)/.dev
 HISTORIES ?= 300
 linearizability: $(VENV)/.dev
 	@PYTHONPATH=tests $(BIN)/python -m linearizability --histories $(HISTORIES) $(if $(SEED),--seed $(SEED))
+# Everything under coverage, in every process that ends in good order: one that is killed, as managers
+# often are here, takes what it has seen with it. Some tests fork while other threads run; coverage
+# takes a lock in those, which the child would never get.
+coverage: $(VENV)/.dev
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest tests -m 'not untraced'
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+# The unit tests alone, which have to reach every branch of what decides.
+coverage-unit: $(VENV)/.dev
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest tests/unit
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	$(BIN)/coverage report --fail-under=100 --include="$$($(BIN)/python tests/unit/pure.py)"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -76,3 +93,4 @@ fuzz: $(FUZZ)/.created
 
 clean:
 	rm -rf $(VENV) $(BENCH) $(FUZZ) .venv-3.* build dist
+	rm -rf $(VENV) $(BENCH) .venv-3.* .coverage .coverage.* build dist

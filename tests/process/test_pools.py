@@ -429,6 +429,7 @@ def test_callbacks_go_on_in_a_forked_child(manager: sg.Manager) -> None:
     assert eventually(lambda: seen) == [sg.State.OPEN]
 
 
+@pytest.mark.untraced
 def test_a_fork_while_other_threads_make_calls_leaves_a_child_that_works(
     breaker: sg.Breaker,
 ) -> None:

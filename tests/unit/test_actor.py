@@ -15,7 +15,7 @@ from switchgear.manager.actor import ABSENCE, EVENTS_KEPT, SPARED, TELL_AGAIN, A
 from switchgear.manager.sessions import CONTROL, DATA, Peer, Session
 from switchgear.manager.unsaved import SAVE_INTERVAL, Saved
 from switchgear.states import Outcome, State, Verdict
-from switchgear.stats import CircuitStats
+from switchgear.stats import CircuitStats, StateChange
 from switchgear.wire import (
     HISTORY,
     KINDS,
@@ -28,12 +28,14 @@ from switchgear.wire import (
     Error,
     ErrorCode,
     Event,
+    GetHistory,
     GetList,
     GetMetrics,
     GetStats,
     Goodbye,
     Granted,
     Hello,
+    HistoryOf,
     Leased,
     ListOf,
     Message,
@@ -957,6 +959,15 @@ def test_who_is_gone_is_not_told_again(desk: Desk, peer: Peer, watcher: Peer) ->
     assert desk.at(desk.now + TELL_AGAIN) == []
 
 
+def test_who_did_not_read_an_answer_and_subscribes_to_nothing_is_sent_no_events(
+    desk: Desk, peer: Peer
+) -> None:
+    control = Peer(CONTROL, b"c")
+    (pong,) = desk.hand_in(control, Ping(1))
+    assert desk.lose(pong, gone=False) == []
+    assert [type(send.message) for send in desk.hand_in(control, Reset(2, "a"))] == [ResetDone]
+
+
 # -- what programs and people ask ------------------------------------------------------------------
 
 
@@ -965,14 +976,42 @@ def test_ping_needs_no_greeting_and_tells_pid_and_circuits(desk: Desk, peer: Pee
     assert (pong.request, pong.pid, pong.circuits) == (9, 4242, 1)
 
 
-@pytest.mark.parametrize("ask", [GetStats, GetMetrics, Reset])
+@pytest.mark.parametrize("ask", [GetStats, GetMetrics, GetHistory, Reset])
 def test_an_unknown_circuit_has_no_answer_but_an_error(
-    desk: Desk, peer: Peer, ask: type[GetStats] | type[GetMetrics] | type[Reset]
+    desk: Desk,
+    peer: Peer,
+    ask: type[GetStats] | type[GetMetrics] | type[GetHistory] | type[Reset],
 ) -> None:
     (error,) = desk.tell(Peer(CONTROL, b"c"), ask(8, "nobody"))
     assert isinstance(error, Error)
     assert (error.kind, error.ref) == (KINDS[ask], 8)
     assert error.code is ErrorCode.UNKNOWN_CIRCUIT
+
+
+def test_a_history_is_the_changes_of_that_circuit_oldest_first_and_no_more_than_are_kept(
+    desk: Desk, peer: Peer
+) -> None:
+    control = Peer(CONTROL, b"c")
+    desk.tell(peer, Declare(2, "b", None))
+    assert desk.ask(control, GetHistory(3, "a"), HistoryOf).changes == ()
+    desk.trip(peer)
+    desk.tell(control, Reset(4, "b"))
+    desk.at(130.0)
+    history = desk.ask(control, GetHistory(5, "a"), HistoryOf)
+    at = [datetime.fromtimestamp(OFFSET + seconds, timezone.utc) for seconds in (100.0, 130.0)]
+    assert history.request == 5
+    assert history.changes == (
+        StateChange(
+            version=1, old=State.CLOSED, new=State.OPEN, cause="failures", generation=2, at=at[0]
+        ),
+        StateChange(
+            version=3, old=State.OPEN, new=State.HALF_OPEN, cause="timeout", generation=3, at=at[1]
+        ),
+    )
+    for number in range(HISTORY):
+        desk.tell(control, Reset(6 + number, "a"))
+    changes = desk.ask(control, GetHistory(5, "a"), HistoryOf).changes
+    assert [change.version for change in changes] == list(range(4, 4 + HISTORY))
 
 
 def test_reading_moves_nothing(desk: Desk, peer: Peer, watcher: Peer) -> None:

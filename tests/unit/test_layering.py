@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import pytest
+from pure import PURE
 
 import switchgear
 
@@ -40,12 +41,6 @@ FLOOR_OF: Final = {room: number for number, rooms in enumerate(FLOORS) for room 
 # manager and client never meet, but Manager in process.py hands out a client.
 DOORS: Final = {("manager.process", "client")}
 
-PURE: Final = {
-    *("states", "errors", "config", "stats", "circuit", "wire"),
-    *("manager.acks", "manager.actor", "manager.leases", "manager.limits", "manager.sessions"),
-    *("manager.unsaved", "manager.upkeep"),
-    *("client.session", "client.lease", "client.leases", "client.reports"),
-}
 IMPURE: Final = {
     *("socket", "time", "threading", "random", "zmq", "asyncio", "select", "os", "subprocess"),
 }

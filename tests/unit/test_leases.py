@@ -940,6 +940,34 @@ def test_a_failure_in_the_very_moment_of_resuming_suspends_the_lease() -> None:
     assert lease.term.until == 1e9
 
 
+def test_what_is_heard_of_a_circuit_that_no_breaker_looks_at_opens_no_gate() -> None:
+    gates: dict[str, Gate] = {}
+    leases = Leases(gates, Outlet())
+    leases.grant(Leased("a", 1, State.CLOSED, None, None), 1, 0.0)
+    leases.declared("a", CONFIG)
+    leases.rejected("a", Rejected(1, 2, State.OPEN, 3.0, None), T0)
+    leases.granted("a")
+    leases.reported("a", T0)
+    leases.answered("a")
+    leases.check()
+    assert not gates
+    assert not leases
+    assert leases.of("a") is None
+    assert not leases.suspended("a")
+
+
+def test_a_session_is_leasing_from_its_first_lease_to_the_end_of_its_last() -> None:
+    pair = declared()
+    assert not pair.session.leasing
+    pair.call()
+    assert pair.session.leasing
+    reset_by_somebody(pair)  # another lease, in the place of the first
+    pair.run()
+    assert pair.session.leasing
+    pair.session.received(DATA, Revoked("a", 2), pair.now)
+    assert not pair.session.leasing
+
+
 @pytest.mark.parametrize("how", ["revoked", "leased", "welcome", "heard", "hung up"])
 def test_a_lease_that_ended_lets_nobody_run_who_still_has_it_in_hand(pair: Pair, how: str) -> None:
     lease = pair.admit()

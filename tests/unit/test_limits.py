@@ -305,6 +305,30 @@ def test_who_cannot_connect_to_control_keeps_its_permits_and_leases() -> None:
     assert isinstance(again.answer, Pong)
 
 
+def test_who_has_asked_on_control_and_loses_it_is_answered_that_nobody_is_there() -> None:
+    pair = Pair()
+    pair.session.declare("a", None)
+    pair.run()
+    asked, permit = pair.ask(Ping), pair.acquire()
+    pair.cut(connection=CONTROL)
+    pair.session.cannot_connect(CONTROL, pair.now)
+    pair.collect()
+    assert (asked.answered, asked.answer) == (True, None)
+    assert not permit.answered
+    pair.run()
+    assert isinstance(permit.answer, Grant)
+
+
+def test_who_was_let_in_and_hears_that_there_is_no_room_stays() -> None:
+    pair = Pair()
+    pair.session.declare("a", None)
+    pair.run()
+    error = Error(KINDS[Hello], 1, ErrorCode.TOO_MANY_CLIENTS, "full")  # to an earlier greeting
+    pair.session.received(DATA, error, pair.now)
+    assert not pair.session.away
+    assert pair.call() is How.GRANTED
+
+
 # -- a circuit there is no room for ----------------------------------------------------------------
 
 

@@ -120,6 +120,19 @@ def test_a_report_that_is_sent_again_was_sent_then() -> None:
     assert reports.sent_at(1) == 9.0
 
 
+def test_what_was_taken_in_before_it_was_sent_again_is_not_sent_again() -> None:
+    reports = Reports()
+    for _ in range(3):
+        reports.add(one(), None)
+    send_all(reports)
+    reports.restart(0)
+    reports.next_to_send(5.0)
+    reports.acknowledge()
+    reports.acknowledge()  # it was taken in when it was sent the first time
+    assert reports.sent == reports.acknowledged == 2
+    assert [message.number for message in send_all(reports)] == [3]
+
+
 def test_one_that_is_owed_no_more_is_not_added_again() -> None:
     reports, report = Reports(), one(FAILURE)
     for _ in range(2):  # the turn that added it was interrupted, and is done again

@@ -466,6 +466,18 @@ def test_a_question_that_was_abandoned_is_neither_sent_nor_answered(pair: Pair) 
     assert not pair.session.lost  # only a permit says that the manager is gone
 
 
+def test_a_question_that_was_abandoned_after_it_was_sent_is_not_answered(pair: Pair) -> None:
+    asked, other = pair.ask(Ping), pair.ask(Ping)
+    pair.session.abandon(asked, timed_out=True)
+    assert pair.session.waiting  # for the other
+    pair.run()
+    assert len(pair.sent(Ping)) == 2
+    assert not asked.answered
+    assert isinstance(other.answer, Pong)
+    assert not pair.session.waiting
+    assert not pair.session.lost  # only a permit says that the manager is gone
+
+
 def test_an_acquire_whose_answer_was_lost_is_asked_again_and_gets_one_permit(pair: Pair) -> None:
     waiter = pair.acquire()
     pair.deliver_up()
@@ -1041,6 +1053,16 @@ def test_a_session_the_manager_has_forgotten_greets_again(pair: Pair) -> None:
     assert wire.peer is not None
     wire.peer = Peer(DATA, b"unknown")  # the manager knows this connection no more
     waiter = pair.acquire()
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
+
+
+def test_a_message_that_goes_the_other_way_changes_nothing(pair: Pair) -> None:
+    waiter = pair.acquire()
+    pair.session.received(CONTROL, Ping(1), pair.now)
+    pair.collect()
+    assert not pair.sent(Ping)
+    assert not waiter.answered
     pair.run()
     assert isinstance(waiter.answer, Grant)
 
