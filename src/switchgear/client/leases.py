@@ -69,9 +69,7 @@ class Leases:
         """
         if generation > self._generations.get(name, 0):
             self._generations[name] = generation
-            lease = self._leases.get(name)
-            if lease is not None and lease.generation < generation:
-                self.end(name)
+            self.end(name)  # whose generation was the latest until now
 
     def renew(self, sent_at: float) -> None:
         """The manager has answered what was sent then; all that had ended by then, it said before.
