@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -150,3 +151,16 @@ def test_what_is_dropped_is_gone_and_who_is_not_there_can_be_dropped(desk: Desk)
     desk.acks.drop("nobody")
     desk.acks.check()
     assert desk.due(T0 + 1) == [("b", reported(1))]
+
+
+def test_answers_are_held_back_as_the_protocol_says() -> None:
+    protocol = Path(__file__).parents[2].joinpath("docs", "protocol.md").read_text("utf-8")
+    said = f"mostly after {1000 * ACK_DELAY:.0f} ms, or when {ACKS_TOGETHER}"
+    assert said in " ".join(protocol.split())
+
+
+def test_an_answer_speaks_for_itself_unless_it_answers_a_batch() -> None:
+    acks: Acks[str] = Acks()
+    for number in (1, 2):
+        acks.add("a", reported(number), T0, urgent=False)
+    assert acks.take_all() == [("a", reported(1)), ("a", reported(2))]

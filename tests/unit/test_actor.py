@@ -40,6 +40,7 @@ from switchgear.wire import (
     ListOf,
     Message,
     MetricsOf,
+    Missed,
     Ping,
     Pong,
     Rejected,
@@ -1501,6 +1502,7 @@ def test_a_predecessors_session_is_forgotten_after_an_hour_and_not_before_and_on
     assert [session.token for session in other.actor.everything().sessions] == [b"\x02" * 16]
     assert other.actor.session(b"\x01" * 16) is None
     assert other.actor.next_deadline is None
+    other.at(other.now + 1)  # and nothing more comes of it
 
 
 def test_a_predecessors_session_is_not_taken_for_one_that_has_fallen_silent(
@@ -1726,3 +1728,180 @@ def test_after_a_predecessor_that_could_not_save_all_it_told_a_new_line_begins(
     other.hand_in(client, report(2, None, Outcome.FAILURE))  # which would open it
     assert other.stats(client).state is State.CLOSED
     assert other.stats(client).total_failures == 1
+
+
+# -- what is said to whom --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Acquire(2, "nobody", LATER),
+        report(1, None, name="nobody"),
+        Batch(1, "nobody", EPOCH, 1, 1, 0, 0, ()),
+        Missed(1, "nobody", 1, 0, 0, 0, (), None),
+        GetStats(2, "nobody"),
+        GetMetrics(2, "nobody"),
+        GetHistory(2, "nobody"),
+        Reset(2, "nobody"),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_who_names_a_circuit_that_nobody_declared_hears_its_name(
+    desk: Desk, peer: Peer, message: Message
+) -> None:
+    (error,) = desk.tell(peer, message)
+    assert isinstance(error, Error)
+    assert error.code is ErrorCode.UNKNOWN_CIRCUIT
+    assert "'nobody'" in error.text
+
+
+def test_a_refusal_names_what_the_other_side_needs_to_know(desk: Desk, peer: Peer) -> None:
+    def text_of(asking: Peer, message: Message) -> str:
+        (error,) = desk.tell(asking, message)
+        assert isinstance(error, Error)
+        return error.text
+
+    newer = hello(3)._replace(lowest=PROTOCOL + 1, highest=PROTOCOL + 1)
+    assert str(PROTOCOL) in text_of(peer, newer)
+    permit = desk.permit(desk.client(2), 2)
+    assert "1002" in text_of(peer, report(1, permit))  # whose it is
+    assert "2 was expected" in text_of(peer, report(4, None))
+    assert text_of(peer, Acquire(9, "a", 0))
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"), [(GetMetrics(31, "a"), MetricsOf), (Shutdown(31), Stopping)]
+)
+def test_an_answer_has_its_requests_number_and_an_operation_of_its_own(
+    desk: Desk, peer: Peer, message: Message, kind: type[MetricsOf] | type[Stopping]
+) -> None:
+    control = Peer(CONTROL, b"c")
+    before = desk.ask(control, Ping(1), Pong).operation
+    answer = desk.ask(control, message, kind)
+    assert (answer.request, answer.operation) == (31, before + 1)
+
+
+def test_on_the_control_socket_a_welcome_acknowledges_nothing(desk: Desk, peer: Peer) -> None:
+    desk.hand_in(peer, report(1, None))
+    assert desk.ask(Peer(CONTROL, b"c"), hello(1), Welcome).reports == 0
+
+
+def test_two_timers_of_one_moment_are_both_told(desk: Desk, peer: Peer, watcher: Peer) -> None:
+    desk.tell(peer, Declare(2, "b", TRIPS_AT_ONCE))
+    for number, name in ((1, "a"), (2, "b")):
+        permit = desk.permit(peer, number, name)
+        desk.hand_in(peer, report(number, permit, Outcome.FAILURE, name=name))
+    told = [send.message for send in desk.at(130.0) if send.peer == watcher]
+    assert [event.name for event in told if isinstance(event, Event)] == ["a", "b"]
+
+
+def test_an_event_of_the_first_second_is_told(desk: Desk) -> None:
+    actor, watcher, peer = Actor(1), Peer(CONTROL, b"w"), Peer(DATA, b"p")
+    actor.receive(watcher, Subscribe(1, None), 0.0)
+    actor.receive(peer, hello(1), 0.0)
+    actor.receive(peer, Declare(1, "a", None), 0.0)
+    sends = actor.receive(watcher, Reset(2, "a"), 0.5)
+    assert [type(send.message) for send in sends] == [ResetDone, Event]
+
+
+def test_a_config_that_becomes_strict_is_told_to_holders_and_to_subscribers(
+    desk: Desk, holder: Peer, watcher: Peer
+) -> None:
+    sends = desk.hand_in(holder, Declare(3, "a", replace(LEASED, consistency="strict")))
+    assert [(send.peer, type(send.message)) for send in sends] == [
+        (holder, Declared),
+        (watcher, Event),
+        (holder, Revoked),
+    ]
+    assert desk.actor._leases.holders("a") == []
+
+
+def test_who_has_a_lease_on_a_circuit_is_known(desk: Desk, holder: Peer) -> None:
+    assert desk.actor._leases.holders("a") == [holder]
+    assert desk.actor._leases.holders("b") == []
+
+
+# -- sessions, and what is saved of them -----------------------------------------------------------
+
+
+def test_a_session_is_saved_as_it_introduced_itself(desk: Desk, peer: Peer) -> None:
+    desk.hand_in(peer, report(1, None))
+    (saved,) = desk.actor.everything().sessions
+    assert saved == (b"\x01" * 16, 1_001, 5, 1)
+    assert desk.actor.everything().ended == []
+
+
+def test_who_greets_or_asks_is_not_silent(desk: Desk, peer: Peer) -> None:
+    desk.trip(peer)  # so that it holds nothing afterwards
+    desk.at(105.0)
+    desk.ask(Peer(DATA, b"again"), hello(1), Welcome)
+    assert desk.actor.silent(104.0) == []
+    desk.at(110.0)
+    assert isinstance(desk.acquire(Peer(DATA, b"again"), 5), Rejected)
+    assert desk.actor.silent(109.0) == []
+    assert len(desk.actor.silent(110.0)) == 1
+
+
+def test_the_death_of_who_had_a_connection_before_leaves_it_to_who_has_it_now(
+    desk: Desk, peer: Peer
+) -> None:
+    first = desk.actor.session_of(peer)
+    assert first is not None
+    desk.ask(peer, hello(2), Welcome)
+    desk.end(first)
+    assert isinstance(desk.acquire(peer, 2), Granted)
+
+
+def test_a_predecessors_sessions_take_no_place_before_they_are_back(desk: Desk, peer: Peer) -> None:
+    desk.hand_in(peer, report(1, None))
+    other = successor(desk)
+    other.actor.max_clients = 1
+    assert not other.actor.full
+    other.ask(Peer(DATA, b"new"), hello(2), Welcome)
+    assert other.actor.full
+
+
+def test_a_permit_that_went_back_is_saved_as_neutral(desk: Desk, peer: Peer) -> None:
+    (sent,) = desk.hand_in(peer, Acquire(2, "a", LATER))
+    desk.actor.save()
+    desk.lose(sent, gone=True)
+    ((name, counts),) = desk.actor.save().counts
+    assert (name, counts.totals.neutral) == ("a", 1)
+
+
+def test_what_a_client_counted_alone_is_answered_and_counted_and_moves_nothing(
+    desk: Desk,
+) -> None:
+    peer = desk.client(1)
+    desk.tell(peer, Declare(1, "a", CircuitConfig(failure_threshold=2)))
+    desk.hand_in(peer, report(1, None, Outcome.FAILURE))
+    desk.at(101.0)
+    assert desk.tell(peer, Missed(2, "a", 3, 4, 1, 5, (250_000,), "OSError: missed")) == []
+    (answer,) = desk.at(101.0 + ACK_DELAY)
+    assert answer.peer == peer
+    assert isinstance(answer.message, Reported)
+    assert (answer.message.number, answer.message.verdict) == (2, Verdict.STALE)
+    stats = desk.stats(peer)
+    assert stats.state is State.CLOSED
+    assert (stats.total_successes, stats.total_failures) == (3, 5)
+    assert (stats.consecutive_successes, stats.consecutive_failures) == (0, 1)
+    assert stats.last_error == "OSError: missed"
+    assert stats.last_error_at == datetime.fromtimestamp(OFFSET + 101.0, timezone.utc)
+
+
+def test_an_obsolete_timer_holds_up_no_other_of_that_moment(desk: Desk, peer: Peer) -> None:
+    desk.trip(peer, 1)
+    desk.tell(Peer(CONTROL, b"c"), Reset(1, "a"))
+    desk.tell(peer, Declare(2, "a", replace(TRIPS_AT_ONCE, open_timeout=20.0)))
+    desk.trip(peer, 2)  # so that it turns half-open at 120, and its timer for 130 is obsolete
+    desk.tell(peer, Declare(3, "b", TRIPS_AT_ONCE))
+    desk.hand_in(peer, report(3, desk.permit(peer, 3, "b"), Outcome.FAILURE, name="b"))
+    desk.at(120.0)
+    desk.at(130.0)
+    assert [desk.stats(peer, name).state for name in "ab"] == [State.HALF_OPEN] * 2
+
+
+def test_an_actor_that_is_told_nothing_else_has_no_process_and_the_clock_of_the_day() -> None:
+    actor = Actor(EPOCH)
+    assert (actor.epoch, actor.origin, actor.pid, actor.utc_offset) == (EPOCH, EPOCH, 0, 0.0)

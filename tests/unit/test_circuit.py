@@ -12,7 +12,15 @@ from typing import Literal
 
 import pytest
 
-from switchgear.circuit import TRANSITIONS, Circuit, Permit, Rejection, Totals, Transition
+from switchgear.circuit import (
+    CAUSES,
+    TRANSITIONS,
+    Circuit,
+    Permit,
+    Rejection,
+    Totals,
+    Transition,
+)
 from switchgear.config import CircuitConfig
 from switchgear.states import Outcome, State, Verdict
 
@@ -1367,3 +1375,68 @@ def test_the_table_of_transitions_is_the_contracts() -> None:
         (OPEN, "reset"): CLOSED,
         (HALF_OPEN, "reset"): CLOSED,
     }
+
+
+def test_what_was_handed_over_is_not_handed_over_again() -> None:
+    bench = opened()
+    bench.rejection()
+    assert bench.circuit.take_totals()[:4] == (0, 1, 0, 1)
+    again = bench.circuit.take_totals()
+    assert again[:4] == (0, 0, 0, 0)
+    assert list(again.durations) == []
+
+
+def test_every_stale_outcome_is_counted_as_one() -> None:
+    bench = closed()
+    permits = bench.permits(2)
+    bench.reset()
+    for permit in permits:
+        bench.report(permit, SUCCESS)
+    for _ in range(2):
+        assert bench.circuit.report_leased(1, SUCCESS, bench.now) is STALE
+        assert bench.circuit.report_totals(tally(1, 2, 3), bench.now, 1) is STALE
+    assert bench.circuit.metrics().stale_reports == 2 + 2 * (1 + 3)
+
+
+def test_probes_that_expired_are_stale_each() -> None:
+    bench = half_opened(max_concurrent_requests=2, lost_permit="ignore", permit_timeout=10.0)
+    permits = bench.permits(2)
+    bench.at(bench.now + 10.0)
+    assert [bench.report(permit, SUCCESS) for permit in permits] == [EXPIRED, EXPIRED]
+    assert bench.circuit.metrics().stale_reports == 2
+
+
+@pytest.mark.parametrize("how", ["leased", "totals"])
+def test_the_last_error_was_when_it_was_told_and_not_before(how: str) -> None:
+    bench = closed()
+    if how == "leased":
+        bench.circuit.report_leased(1, FAILURE, T0 + 7.0, 0.5, "E: m")
+    else:
+        bench.circuit.report_totals(Totals(0, 1, 0, 0, (0.5,), "E: m"), T0 + 7.0, 1)
+    at = bench.circuit.stats(T0 + 9.0, 0.0).last_error_at
+    assert at is not None
+    assert at.timestamp() == T0 + 7.0
+
+
+def test_successes_of_several_batches_are_in_a_row() -> None:
+    bench = closed()
+    for _ in range(2):
+        bench.circuit.report_totals(tally(3, 0, 0), T0, 1)
+    assert bench.in_a_row == (6, 0)
+
+
+def test_times_of_day_are_the_circuits_clock_plus_the_offset() -> None:
+    stats = closed().circuit.stats(T0, 5_000.0)
+    assert stats.state_changed_at.timestamp() == T0 + 5_000.0
+
+
+def test_what_is_left_unsaid_of_an_outcome_is_that_it_took_no_time_and_had_no_lease() -> None:
+    bench = closed()
+    bench.circuit.report(bench.permit(), SUCCESS, T0)
+    bench.circuit.report_leased(1, SUCCESS, T0)
+    assert bench.circuit.metrics().max_latency == 0.0
+    assert bench.circuit.report_totals(tally(1, 0, 0), T0) is STALE
+
+
+def test_what_can_change_a_circuit_has_six_names() -> None:
+    assert {"failures", "timeout", "successes", "lost_permit", "reset", "config"} == CAUSES

@@ -333,3 +333,15 @@ def test_a_name_is_not_of_a_class_derived_from_str() -> None:
 
     # It could print as one thing and be encoded as another.
     name_refusal(Tagged("payments"))
+
+
+@pytest.mark.parametrize(("characters", "shown"), [(58, 60), (59, 60)])
+def test_of_a_long_value_no_more_than_sixty_characters_are_shown(
+    characters: int, shown: int
+) -> None:
+    value = "x" * characters
+    with pytest.raises(ConfigError) as refused:
+        CircuitConfig(lost_permit=value)  # type: ignore[arg-type]
+    _, _, told = str(refused.value).partition("got ")
+    quoted = repr(value)
+    assert told == quoted if len(quoted) <= shown else told == f"{quoted[:shown]}..."

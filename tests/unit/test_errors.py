@@ -226,3 +226,11 @@ def test_the_sentence_of_an_unknown_circuit_says_its_name() -> None:
 def test_the_sentence_of_the_plain_errors_is_what_they_were_given() -> None:
     assert str(ProtocolError("not an array")) == "not an array"
     assert str(ConfigError("open_timeout must be finite")) == "open_timeout must be finite"
+
+
+def test_what_there_is_no_room_for_is_told_with_the_managers_address() -> None:
+    error = CapacityError("ipc:///run/switchgear", "all 3 places for clients are taken")
+    assert (error.address, error.reason) == (
+        "ipc:///run/switchgear",
+        "all 3 places for clients are taken",
+    )

@@ -5,6 +5,7 @@ The times are sums of powers of two, so both sides of a boundary are what they l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -12,10 +13,13 @@ from typing import Final
 import pytest
 from harness import FROM, How, Pair
 
+from switchgear.circuit import Totals
 from switchgear.client.lease import NO_LEASE, Gate, Lease, Settled, Term
 from switchgear.client.leases import Leases
+from switchgear.client.reports import Whole
 from switchgear.client.session import UNREPORTED, Grant
 from switchgear.config import CircuitConfig
+from switchgear.errors import CircuitOpenError
 from switchgear.manager.actor import LEASE, Send
 from switchgear.manager.sessions import CONTROL, DATA, Peer
 from switchgear.states import Outcome, State, Verdict
@@ -890,6 +894,7 @@ def test_a_failure_that_is_only_not_answered_is_waited_for_as_long_as_it_takes()
 
 def test_a_gate_that_was_closed_owes_no_answer() -> None:
     gate = Gate()
+    gate.lease = Lease(Outlet(), "a", 1, 1)
     gate.suspend(T0)
     gate.close()
     assert gate.lease is NO_LEASE
@@ -997,3 +1002,116 @@ def test_revoked_tells_the_generation(pair: Pair) -> None:
     assert pair.how() is How.ASKED
     pair.session.received(DATA, Leased("a", 7, State.CLOSED, None, None), pair.now)
     assert pair.how() is How.LEASED
+
+
+def test_no_lease_hands_nothing_on() -> None:
+    nowhere = NO_LEASE._outlet
+    with pytest.raises(AssertionError) as roused:
+        nowhere.rouse(NO_LEASE)
+    with pytest.raises(AssertionError) as failed:
+        nowhere.fail(NO_LEASE, 0.0, None, None)
+    assert roused.value.args == failed.value.args == (NO_LEASE,)
+
+
+def test_a_rejection_under_a_lease_says_what_the_manager_would_and_is_counted() -> None:
+    lease = Lease(Outlet(), "a", 1, 2)
+    lease.rejects_until, lease.last_error = T0 + 5.0, "OSError: down"
+    error = lease.reject(T0 + 2.0)
+    assert type(error) is CircuitOpenError
+    assert (error.name, error.state, error.last_error) == ("a", State.OPEN, "OSError: down")
+    assert error.retry_after == 3.0
+    assert len(lease.rejected) == 1
+
+
+def test_a_gate_knows_nothing_before_the_manager_has_said_something() -> None:
+    gate = Gate()
+    assert (gate.config, gate.open_until, gate.last_error) == (None, -math.inf, None)
+    gate.heard_open(T0, "OSError: down")
+    assert (gate.open_until, gate.last_error) == (T0, "OSError: down")
+    gate.heard_closed()
+    assert (gate.open_until, gate.last_error) == (-math.inf, None)
+
+
+def test_failures_that_came_before_are_forgotten_and_no_later_ones() -> None:
+    gate = Gate()
+    for failed_at in (1.0, 2.0, 4.0):
+        gate.suspend(failed_at)
+    gate.forget(1.5)
+    assert gate.failing == [2.0, 4.0]
+    gate.forget(2.0)
+    assert gate.failing == [2.0, 4.0]
+    gate.forget(3.0)
+    assert gate.failing == [4.0]
+
+
+def test_the_gate_keeps_what_was_heard_of_the_circuit_on_any_way() -> None:
+    gate = Gate()
+    leases = Leases({"a": gate}, Outlet())
+    assert leases.length == 0.0  # before a manager has said more
+    leases.declared("a", CONFIG)
+    assert gate.config is CONFIG
+    leases.rejected("a", Rejected(1, 2, State.OPEN, 3.0, "OSError: down"), T0)
+    assert (gate.open_until, gate.last_error) == (T0 + 3.0, "OSError: down")
+    leases.granted("a")
+    assert (gate.open_until, gate.last_error) == (-math.inf, None)
+    leases.grant(Leased("a", 1, State.OPEN, 8_000_000, "OSError: down"), 1, 2.0)
+    assert (gate.open_until, gate.last_error) == (6.0, "OSError: down")
+    leases.rejected("a", Rejected(2, 3, State.HALF_OPEN, None, "too many"), T0)
+    assert (gate.open_until, gate.last_error) == (6.0, "OSError: down")
+    leases.grant(Leased("a", 2, State.CLOSED, None, None), 1, 2.0)
+    assert (gate.open_until, gate.last_error) == (-math.inf, None)
+
+
+def test_a_circuit_is_suspended_while_a_failure_on_it_is_not_answered() -> None:
+    gate = Gate()
+    leases = Leases({"a": gate}, Outlet())
+    assert not leases.suspended("a")
+    gate.suspend(T0)
+    assert leases.suspended("a")
+    leases.answered("a")
+    assert not leases.suspended("a")
+
+
+def test_a_lease_of_any_generation_is_taken_that_is_not_earlier_than_what_was_heard() -> None:
+    leases = Leases({"a": Gate(), "b": Gate()}, Outlet())
+    leases.grant(Leased("a", 0, State.CLOSED, None, None), 1, 0.0)
+    assert leases.of("a") is not None
+    leases.heard("b", 1)
+    leases.grant(Leased("b", 0, State.CLOSED, None, None), 1, 0.0)
+    assert leases.of("b") is None
+    leases.grant(Leased("b", 1, State.CLOSED, None, None), 1, 0.0)
+    assert leases.of("b") is not None
+
+
+def test_who_hangs_up_owes_no_answer_to_a_failure(pair: Pair) -> None:
+    gate = pair.clients[0].gates["a"]
+    gate.suspend(pair.now)
+    pair.session.hang_up()
+    assert gate.failing == []
+
+
+@pytest.mark.parametrize("by", ["report", "totals"])
+def test_the_answer_to_any_report_renews_leases_from_when_it_was_sent(pair: Pair, by: str) -> None:
+    pair.now += 0.5
+    if by == "report":
+        grant = Grant(pair.epoch, 10**6)  # of nobody: it is answered with an error, and no renewal
+        pair.session.report("b", grant, Outcome.NEUTRAL, now=pair.now)
+    pair.session.report_totals(Whole("a", Totals(1, 0, 0, 0, (), None)), now=pair.now)
+    pair.collect()
+    up(pair)
+    pair.now += 0.125
+    pair.flush()
+    pair.run()
+    times = (T0 + 0.5 + LEASE - EPSILON, T0 + 0.5 + LEASE)
+    assert hows(pair, *times) == [How.LEASED, How.ASKED]
+
+
+def test_a_lease_begins_with_nothing_to_run_nothing_to_reject_and_nothing_to_tell() -> None:
+    outlet = Outlet()
+    lease = Lease(outlet, "a", 7, 2)
+    assert (lease.name, lease.epoch, lease.generation) == ("a", 7, 2)
+    assert (lease.runs, lease.idle, lease.empty, lease.last_error) == (False, True, True, None)
+    lease.report(Outcome.NEUTRAL)
+    assert lease.told == [(Outcome.NEUTRAL, 0.0, None)]
+    assert outlet.roused == [lease]
+    assert (lease.idle, lease.empty) == (False, False)

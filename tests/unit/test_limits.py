@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 from harness import How, Pair, Waiter
 
-from switchgear.client.session import RETRY, RETRY_MAX, Grant
+from switchgear.client.session import RETRY, RETRY_MAX, Grant, Session
 from switchgear.config import CircuitConfig
 from switchgear.manager.actor import SPARED, Actor
 from switchgear.manager.limits import MAX_CIRCUITS, MAX_CLIENTS, Limits
@@ -57,6 +57,12 @@ def test_what_fits_into_the_descriptors_leaves_a_third_for_a_crowd(descriptors: 
     if descriptors >= 256:
         # Two connections and a pidfd each, and some for those who are told that there is no room.
         assert 3 * limits.clients + 50 <= limits.connections
+
+
+def test_the_limits_of_a_process_with_few_descriptors_and_of_one_with_the_usual_number() -> None:
+    assert Limits.of(1) == (1, MAX_CIRCUITS, 1, 1, 1)
+    # A third of 1,024 is reserved; of the rest, 56 are the manager's own and for the refused.
+    assert Limits.of(1_024) == (209, MAX_CIRCUITS, 683, 683 + 85, 85)
 
 
 @pytest.mark.parametrize(("wanted", "there_are"), [(1, 1), (38, 38), (39, 38), (10_000, 38)])
@@ -319,6 +325,63 @@ def test_who_has_asked_on_control_and_loses_it_is_answered_that_nobody_is_there(
     assert isinstance(permit.answer, Grant)
 
 
+def test_who_cannot_connect_answers_those_whose_turn_had_come_and_those_who_were_held() -> None:
+    pair = Pair()
+    pair.session.declare("a", None)
+    pair.run()
+    asked, held = pair.ask(Ping), pair.ask(lambda number: GetStats(number, "b"), "b")
+    pair.session.cannot_connect(CONTROL, pair.now)
+    pair.collect()
+    assert (asked.answered, held.answered) == (True, True)
+    pair.run()  # and neither is answered again
+
+
+def test_who_stays_away_answers_also_those_who_were_answered_just_before() -> None:
+    pair = Pair(connected=False)
+    session = pair.session
+    session.lost = True
+    first, second, held = Waiter("first"), Waiter("second"), Waiter("held")
+    session.acquire(first, "a", pair.now + 1.0, pair.now)
+    session.lost = False
+    session.acquire(second, "a", pair.now + 1.0, pair.now)
+    session.ask(held, lambda number: GetStats(number, "a"), ("a",))
+    session.cannot_connect(DATA, pair.now)
+    pair.collect()
+    assert [waiter.answered for waiter in (first, second, held)] == [True, True, True]
+    pair.now = session.retry_at
+    pair.connect_all()
+    pair.run()  # and nobody is answered again
+    assert session.needed(pair.now) == {DATA, CONTROL}  # as was wanted before
+
+
+def test_who_stays_away_says_nothing_on_the_connections_that_it_had() -> None:
+    pair = Pair()
+    pair.session.declare("a", None)
+    pair.run()
+    pair.session.cannot_connect(DATA, pair.now)
+    pair.session.report("a", Grant(1, 1), Outcome.SUCCESS, now=pair.now)
+    pair.session.goodbye()
+    assert not pair.session.outbox
+
+
+def test_what_is_asked_while_there_is_no_room_is_not_asked_later(crowd: Crowd) -> None:
+    leave(crowd)
+    session = crowd.clients[1].session
+    crowd.ask(Ping, client=1)
+    crowd.actor.max_clients = 2
+    crowd.now = session.retry_at
+    crowd.connect(1)
+    crowd.run()
+    assert session.needed(crowd.now) == {DATA}
+
+
+@pytest.mark.parametrize(("first", "pause"), [(0, 0.75), (128, 1.0), (255, 0.75 + 255 / 512)])
+def test_the_first_byte_of_the_token_spreads_those_who_knock(first: int, pause: float) -> None:
+    session = Session(bytes([first]) + bytes(range(1, 16)), 1, {}, Pair().clients[0])
+    session.cannot_connect(DATA, 100.0)
+    assert session.retry_at == 100.0 + pause * RETRY
+
+
 def test_who_was_let_in_and_hears_that_there_is_no_room_stays() -> None:
     pair = Pair()
     pair.session.declare("a", None)
@@ -348,6 +411,17 @@ def test_a_call_through_a_circuit_that_was_refused_hears_why_and_asks_nobody(pai
     assert is_refused(pair.acquire("b"), ErrorCode.TOO_MANY_CIRCUITS)
     assert len(pair.said) == said
     assert pair.call("a") is not How.REJECTED
+
+
+def test_another_manager_may_have_room_and_is_waited_for(pair: Pair) -> None:
+    pair.replace_manager()
+    pair.connect()
+    pair.deliver_up()
+    pair.deliver_down()  # it is welcome, and "b" is declared and not answered yet
+    waiter = pair.acquire("b")
+    assert not waiter.answered
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
 
 
 def test_calls_that_were_under_way_when_it_was_refused_hear_why(pair: Pair) -> None:
@@ -398,3 +472,9 @@ def test_a_caller_who_declares_it_anew_is_heard_at_once(pair: Pair) -> None:
     pair.run()
     assert isinstance(waiter.answer, Grant)
     assert any(isinstance(said.message, Granted) for said in pair.said)
+
+
+def test_without_a_limit_of_descriptors_there_are_as_many_as_the_documents_say() -> None:
+    assert Limits() == (10_000, 100_000, 2**31, 2**31, 256)
+    assert Limits.of(1_027).clients == 209  # one fewer for ourselves, and there were 210
+    assert Limits.of(1_048_576).backlog == 256

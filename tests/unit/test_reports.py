@@ -7,12 +7,13 @@ from typing import Final
 import pytest
 from harness import How, Pair
 
+from switchgear.circuit import Totals
 from switchgear.client.lease import Lease, Settled
-from switchgear.client.reports import WINDOW, Many, One, Reports
-from switchgear.config import CircuitConfig
+from switchgear.client.reports import WINDOW, Many, One, Reports, Whole
+from switchgear.config import MAX_COUNT, CircuitConfig
 from switchgear.states import Outcome, Verdict
 from switchgear.stats import LATENCY_WINDOW
-from switchgear.wire import TO_DATA, Batch, Message, Report, decode, encode
+from switchgear.wire import TO_DATA, Batch, Message, Missed, Report, decode, encode
 
 SUCCESS: Final = Outcome.SUCCESS
 FAILURE: Final = Outcome.FAILURE
@@ -106,7 +107,7 @@ def test_what_was_sent_is_known_with_its_time_until_it_is_acknowledged() -> None
         reports.add(one(), None)
     reports.next_to_send(5.0)
     reports.next_to_send(6.0)
-    assert [reports.sent_at(number) for number in (0, 1, 2, 4)] == [None, 5.0, 6.0, None]
+    assert [reports.sent_at(number) for number in range(5)] == [None, 5.0, 6.0, 0.0, None]
     reports.acknowledge()
     assert [reports.sent_at(number) for number in (1, 2)] == [None, 6.0]
 
@@ -402,3 +403,64 @@ def test_a_batch_that_arrives_twice_or_not_at_all_is_counted_once() -> None:
             pair.run()
     circuit = pair.actor._circuits["a"].stats(pair.now, 0.0)
     assert circuit.total_successes == 1 + 3 + 3 + 1
+
+
+def test_nothing_in_the_queue_was_sent_before_it_was() -> None:
+    reports, lease = Reports(), lease_on()
+    reports.add(one(), None)
+    add(reports, lease, 1.0)
+    reports.add(Whole("a", Totals(1, 0, 0, 0, (), None)), None)
+    assert [reports.sent_at(number) for number in (1, 2, 3)] == [0.0, 0.0, 0.0]
+    send_all(reports, 5.0)
+    assert [reports.sent_at(number) for number in (1, 2, 3)] == [5.0, 5.0, 5.0]
+
+
+def test_each_report_leaves_the_queue_once_however_it_does() -> None:
+    reports = Reports()
+    three = [one(), one(FAILURE), one()]
+    for report in three:
+        reports.add(report, None)
+    send_all(reports)
+    assert reports.acknowledge() is three[0]
+    assert (reports.settled, reports.handed_over) == (1, 3)
+    assert reports.discard() is three[1]
+    assert (reports.settled, reports.handed_over) == (2, 3)
+    assert [message.number for message in send_all(reports)] == [2]
+    reports.clear()
+    reports.check()
+    assert reports.sent == reports.acknowledged == 1
+
+
+def test_a_circuit_is_failing_while_a_failure_on_it_is_in_the_queue_whatever_else_is() -> None:
+    reports, lease = Reports(), lease_on()
+    add(reports, lease, 1.0)
+    reports.add(one(SUCCESS), None)
+    assert not reports.failing("a")
+    reports.add(one(FAILURE), None)
+    assert reports.failing("a")
+    assert not reports.failing("b")
+
+
+@pytest.mark.parametrize("what", ["_more", "_rejected"])
+def test_a_batch_takes_more_up_to_half_of_what_it_can_say_and_then_another_begins(
+    what: str,
+) -> None:
+    reports, lease = Reports(), lease_on()
+    add(reports, lease, 1.0)
+    (batch,) = reports._queue
+    setattr(batch, what, MAX_COUNT // 2)  # nobody waits for so many calls
+    add(reports, lease, 2.0)
+    assert len(reports) == 1
+    setattr(batch, what, MAX_COUNT // 2 + 1)
+    add(reports, lease, 3.0)
+    assert len(reports) == 2
+
+
+def test_totals_are_of_their_circuit_and_owed_until_they_are_in_the_queue() -> None:
+    reports, totals = Reports(), Whole("a", Totals(1, 2, 3, 4, (0.5,), "OSError: down"))
+    assert totals.name == "a"
+    assert totals.reported is False
+    for _ in range(2):
+        reports.add(totals, None)
+    assert totals.reported is True
+    assert send_all(reports) == [Missed(1, "a", 1, 2, 3, 4, (500_000,), "OSError: down")]

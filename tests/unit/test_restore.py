@@ -220,3 +220,26 @@ def test_without_counts_it_begins_to_count() -> None:
     restored.check()
     assert (restored.state, restored.generation) == (State.OPEN, 2)
     assert restored.totals() == Circuit("x", CircuitConfig(), T0).totals()
+
+
+def test_a_restored_circuit_tells_all_that_the_first_one_did() -> None:
+    circuit = Circuit("payments", CircuitConfig(failure_threshold=1, open_timeout=8.0), T0)
+    for number in (1, 2):
+        held = circuit.acquire(number, T0 + number)
+        assert isinstance(held, Permit)
+        circuit.reset(T0 + number)
+        circuit.report(held, Outcome.FAILURE, T0 + number, 0.25 * number, f"OSError: {number}")
+    lost = circuit.acquire(3, T0 + 3.0)
+    assert isinstance(lost, Permit)
+    circuit.abandon(lost, T0 + 3.0)
+    failed = circuit.acquire(4, T0 + 4.0)
+    assert isinstance(failed, Permit)
+    circuit.report(failed, Outcome.FAILURE, T0 + 4.0, 1.0, "OSError: 4")
+    assert isinstance(circuit.acquire(5, T0 + 5.0), Rejection)
+    metrics = circuit.metrics()
+    assert (metrics.stale_reports, metrics.permits_lost, metrics.max_latency) == (2, 1, 1.0)
+    assert metrics.transitions[State.OPEN] == 1
+    restored = Circuit.restore("payments", circuit.standing(), circuit.counts(), T0 + 6.0)
+    assert restored.metrics() == metrics
+    with pytest.raises(ValueError, match="shorter"):
+        Circuit.restore("payments", circuit.standing()._replace(entries=(1, 2)), None, T0)

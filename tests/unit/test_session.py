@@ -13,7 +13,7 @@ from harness import Pair, Waiter
 
 from switchgear.circuit import Totals
 from switchgear.client.lease import Lease
-from switchgear.client.reports import Whole
+from switchgear.client.reports import WINDOW, Whole
 from switchgear.client.session import GREETING_INTERVAL, PATIENCE, RETRY_MAX, Grant
 from switchgear.config import CircuitConfig
 from switchgear.manager.acks import ACKS_TOGETHER
@@ -31,6 +31,9 @@ from switchgear.wire import (
     Declare,
     Error,
     ErrorCode,
+    GetHistory,
+    GetList,
+    GetMetrics,
     GetStats,
     Goodbye,
     Granted,
@@ -45,6 +48,7 @@ from switchgear.wire import (
     Reported,
     Reset,
     Revoked,
+    Shutdown,
     StatsOf,
     Subscribe,
     Sync,
@@ -403,6 +407,17 @@ def test_a_declaration_that_is_refused_does_not_hold_up_what_is_asked() -> None:
     assert waiter.answer.code is ErrorCode.UNKNOWN_CIRCUIT
 
 
+def test_configs_that_changed_while_nobody_listened_all_reach_the_same_manager(pair: Pair) -> None:
+    pair.session.declare("b", EVERYTHING_CLOSED)
+    pair.run()
+    pair.cut()
+    for name in "ab":
+        pair.session.declare(name, CircuitConfig(failure_threshold=7))
+    pair.connect()
+    pair.run()
+    assert [stats(pair, name).config.failure_threshold for name in "ab"] == [7, 7]
+
+
 # -- permits that nobody waits for any more --------------------------------------------------------
 
 
@@ -464,6 +479,14 @@ def test_a_question_that_was_abandoned_is_neither_sent_nor_answered(pair: Pair) 
     assert not held.answered
     assert not asked.answered
     assert not pair.session.lost  # only a permit says that the manager is gone
+
+
+def test_to_abandon_a_question_that_is_held_leaves_the_others(pair: Pair) -> None:
+    report(pair, granted(pair))
+    waiters = [pair.ask(Ping) for _ in range(3)]
+    pair.session.abandon(waiters[1], timed_out=False)
+    pair.run()
+    assert [waiter.answered for waiter in waiters] == [True, False, True]
 
 
 def test_a_question_that_was_abandoned_after_it_was_sent_is_not_answered(pair: Pair) -> None:
@@ -1399,3 +1422,315 @@ def test_a_successor_is_not_told_again_what_its_predecessor_has_answered() -> No
     circuits = pair.actor._circuits
     assert (circuits["a"].config.failure_threshold, pair.actor._version) == (10, 1)
     assert "b" in circuits
+
+
+# -- which connections there should be -------------------------------------------------------------
+
+
+def test_a_session_begins_in_touch_and_with_nothing_to_say() -> None:
+    session = Pair(connected=False).session
+    assert (session.lost, session.away, session.refusal, session.retry_at) == (
+        False,
+        False,
+        None,
+        0.0,
+    )
+    assert not session.outbox
+    assert session.needed(0.0) == set()
+    assert not session.waiting
+
+
+@pytest.mark.parametrize("what", ["permit", "report", "totals", "batch", "question", "events"])
+def test_who_needs_a_connection_gets_one_and_no_other(what: str) -> None:
+    pair = Pair(connected=False)
+    session = pair.session
+    match what:
+        case "permit":
+            session.acquire(Waiter(), "a", pair.now + 1.0, pair.now)
+        case "report":
+            session.report("a", Grant(1, 1), Outcome.SUCCESS, now=pair.now)
+        case "totals":
+            session.report_totals(Whole("a", Totals(1, 0, 0, 0, (), None)), now=pair.now)
+        case "batch":
+            session.collect(Lease(pair.clients[0], "a", 1, 1), now=pair.now)
+        case "question":
+            session.ask(Waiter(), Ping)
+        case "events":
+            session.subscribe(Waiter())
+    expected = {CONTROL} if what in ("question", "events") else {DATA}
+    assert session.needed(pair.now) == expected
+
+
+def test_what_is_owed_is_reported_once_however_often_it_is_tried(pair: Pair) -> None:
+    class Debt:
+        reported = False
+
+    debt, grant = Debt(), granted(pair)
+    for _ in range(2):
+        pair.session.report("a", grant, Outcome.SUCCESS, now=pair.now, owed=debt)
+        assert debt.reported
+    pair.run()
+    assert stats(pair).total_successes == 1
+    assert len(pair.sent(Report)) == 1
+
+
+# -- what is left behind ---------------------------------------------------------------------------
+
+
+def test_to_abandon_what_was_never_asked_forgets_nothing() -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    waiter = pair.acquire()  # the very first request
+    pair.session.abandon(Waiter(), timed_out=True)
+    assert not pair.session.lost
+    pair.connect()
+    pair.run()
+    assert isinstance(waiter.answer, Grant)
+
+
+def test_who_gives_up_for_its_own_reasons_does_not_end_an_outage(pair: Pair) -> None:
+    first, second = pair.acquire(), pair.acquire()
+    pair.session.abandon(first, timed_out=True)
+    pair.session.abandon(second, timed_out=False)
+    assert pair.session.lost
+
+
+def test_a_permit_that_arrives_twice_after_it_was_abandoned_goes_back_once(pair: Pair) -> None:
+    waiter = pair.acquire()
+    pair.session.abandon(waiter, timed_out=False)
+    pair.deliver_up()
+    frames = pair.clients[0].wires[DATA].down
+    grants = [frame for frame in frames if isinstance(decode(frame, FROM_DATA), Granted)]
+    frames.extend(grants)
+    pair.run()
+    assert len(pair.sent(Report)) == len(grants) == 1
+
+
+def test_a_request_that_was_abandoned_and_rejected_is_not_asked_again(pair: Pair) -> None:
+    pair.session.declare("strict", STRICT)
+    report_on(pair, "strict", Outcome.FAILURE)
+    waiter = pair.acquire("strict")
+    pair.session.abandon(waiter, timed_out=False)
+    pair.run()
+    before = len(pair.sent(Acquire))
+    pair.cut()
+    pair.connect()
+    pair.run()
+    assert len(pair.sent(Acquire)) == before
+
+
+def test_who_hangs_up_has_answered_everybody_and_has_nothing_left(pair: Pair) -> None:
+    report(pair, granted(pair))
+    earlier, asked, held = Waiter("earlier"), Waiter("asked"), Waiter("held")
+    pair.session.answers.append((earlier, None))
+    pair.session.acquire(asked, "a", pair.now + 1.0, pair.now)
+    pair.session.ask(held, Ping)
+    assert pair.session.outbox
+    pair.session.hang_up()
+    assert [waiter for waiter, _ in pair.session.answers] == [earlier, asked, held]
+    assert all(answer is None for _, answer in pair.session.answers)
+    assert not pair.session.outbox
+    assert not pair.session.waiting
+    pair.session.abandon(asked, timed_out=True)
+    pair.session.check()
+    idle = Waiter("idle")
+    pair.session.answers.clear()
+    pair.session.flush(idle)
+    assert pair.session.answers == [(idle, None)]  # as nothing is in the queue
+
+
+# -- answers ---------------------------------------------------------------------------------------
+
+
+STRICT: Final = CircuitConfig(failure_threshold=1, open_timeout=8.0, consistency="strict")
+
+
+def report_on(pair: Pair, name: str, outcome: Outcome) -> None:
+    grant = granted(pair, name=name)
+    pair.session.report(name, grant, outcome, 0.001, "OSError: down", now=pair.now)
+    pair.collect()
+    pair.run()
+
+
+def test_a_grant_says_whether_somebody_may_wait_for_it_to_come_back(pair: Pair) -> None:
+    pair.session.declare("strict", STRICT)
+    assert not granted(pair, name="strict").probe
+    report_on(pair, "strict", Outcome.FAILURE)
+    pair.advance(8.0)
+    assert granted(pair, name="strict").probe
+
+
+def test_the_gate_hears_of_a_strict_circuit_by_its_answers(pair: Pair) -> None:
+    pair.session.declare("strict", STRICT)
+    gate = pair.clients[0].gate("strict")
+    report_on(pair, "strict", Outcome.FAILURE)
+    assert gate.config == STRICT
+    pair.acquire("strict")
+    pair.run()
+    assert (gate.open_until, gate.last_error) == (pair.now + 8.0, "OSError: down")
+    pair.advance(8.0)
+    granted(pair, name="strict")
+    assert gate.open_until < 0.0
+
+
+def test_every_question_is_answered_with_its_own_answer(pair: Pair) -> None:
+    asked = [
+        pair.subscribe(),
+        pair.ask(lambda number: GetStats(number, "a"), "a"),
+        pair.ask(lambda number: GetMetrics(number, "a"), "a"),
+        pair.ask(lambda number: GetHistory(number, "a"), "a"),
+        pair.ask(lambda number: GetList(number, "")),
+        pair.ask(lambda number: Reset(number, "a"), "a"),
+        pair.ask(Ping),
+        pair.ask(Shutdown),
+    ]
+    pair.run()
+    assert kinds([waiter.answer for waiter in asked]) == [
+        "Subscribed",
+        "StatsOf",
+        "MetricsOf",
+        "HistoryOf",
+        "ListOf",
+        "ResetDone",
+        "Pong",
+        "Stopping",
+    ]
+
+
+def test_what_is_asked_later_does_not_overtake_what_must_wait_for_a_declaration() -> None:
+    pair = Pair(connected=False)
+    pair.connect(connection=CONTROL)
+    first, second = pair.ask(lambda number: GetStats(number, "b"), "b"), pair.ask(Ping)
+    pair.run()
+    assert not pair.sent(GetStats, Ping)
+    pair.connect()
+    pair.run()
+    assert kinds(pair.sent(GetStats, Ping)) == ["GetStats", "Ping"]
+    assert isinstance(first.answer, StatsOf)
+    assert isinstance(second.answer, Pong)
+
+
+def test_a_refused_greeting_answers_nobody_on_the_other_connection() -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    permit, asked = pair.acquire(), pair.ask(Ping)
+    pair.connect_all()
+    pair.clients[0].wires[CONTROL].up.clear()
+    refuse(pair, CONTROL)
+    assert isinstance(asked.answer, Error)
+    assert not permit.answered
+    pair.run()
+    assert isinstance(permit.answer, Grant)
+
+
+def test_a_request_is_wanted_until_its_deadline_and_not_at_it(pair: Pair) -> None:
+    for late, expected in ((-0.5, 2), (0.0, 1)):
+        before = len(pair.sent(Hello))
+        pair.acquire(timeout=4.0)
+        (*_, acquire) = pair.sent(Acquire)
+        pair.clients[0].wires[DATA].up.clear()
+        passed = Error(KINDS[Acquire], acquire[0], ErrorCode.DEADLINE_PASSED, "too late")
+        pair.now += 4.0 + late
+        pair.session.received(DATA, passed, pair.now)
+        pair.collect()
+        assert len(pair.sent(Hello)) - before == expected - 1
+        pair.run()
+
+
+# -- times -----------------------------------------------------------------------------------------
+
+
+def test_two_greetings_are_an_interval_apart_and_no_more() -> None:
+    session = Pair(connected=False).session
+    session.connected(DATA, 0.0)
+    session.lost = True
+    hellos = []
+    for now in (GREETING_INTERVAL / 2, GREETING_INTERVAL):
+        session.acquire(Waiter(), "a", 9.0, now)
+        hellos.append(kinds([message for _, message in session.outbox]))
+    assert hellos == [["Hello"], ["Hello", "Hello"]]
+
+
+@pytest.mark.parametrize("answered_at", [0.0, 1.0, 2.0])
+def test_a_clock_that_shows_a_time_of_the_greeting_is_ours_on_both_ends(answered_at: float) -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    pair.connect()
+    pair.now += answered_at
+    pair.deliver_up()
+    pair.now += 2.0 - answered_at
+    pair.run()
+    pair.acquire(timeout=0.5)
+    assert deadlines(pair) == [pair.now + 0.5]
+
+
+def test_a_report_is_sent_when_there_is_room_for_it_and_that_is_when_it_was_sent() -> None:
+    pair = Pair(connected=False)
+    pair.session.declare("a", None)
+    for _ in range(WINDOW + 1):
+        pair.session.report("a", Grant(0, None), Outcome.SUCCESS, now=pair.now)
+    reports = pair.session._reports
+    pair.now += 1.0
+    pair.connect()
+    pair.deliver_up()
+    pair.deliver_down()
+    assert [reports.sent_at(number) for number in (1, WINDOW)] == [pair.now] * 2
+    assert reports.sent == WINDOW
+    pair.now += 1.0
+    pair.session.received(DATA, Reported(1, 1, Verdict.COUNTED), pair.now)
+    pair.collect()
+    assert reports.sent_at(WINDOW + 1) == pair.now
+
+
+def test_a_malformed_report_leaves_the_queue_without_anybody_asking(pair: Pair) -> None:
+    grants = [granted(pair) for _ in range(2)]
+    report(pair, grants[0])
+    report(pair, grants[1], Outcome.NEUTRAL, error="x" * (MAX_ERROR_CHARACTERS + 1))
+    pair.run()
+    pair.advance(1.0)
+    assert len(pair.session._reports) == 0
+
+
+def test_a_report_was_sent_when_it_was_reported(pair: Pair) -> None:
+    grant = granted(pair)
+    pair.now += 0.5
+    report(pair, grant)
+    assert pair.session._reports.sent_at(1) == pair.now
+
+
+def test_who_asks_later_is_hurried_for_as_well(pair: Pair) -> None:
+    grants = [granted(pair) for _ in range(2)]
+    report(pair, grants[0])
+    first = pair.flush()
+    report(pair, grants[1])
+    second = pair.flush()
+    before = pair.now
+    pair.run()
+    assert (first.answered, second.answered, pair.now) == (True, True, before)
+
+
+def test_an_event_that_was_lost_alone_is_asked_for_under_a_number_of_its_own(pair: Pair) -> None:
+    pair.subscribe()
+    pair.run()
+    resets(pair, 1)
+    pair.clients[0].wires[CONTROL].down.clear()
+    resets(pair, 1)
+    permit = pair.acquire()
+    pair.run()
+    assert versions(pair) == [1, 2]
+    assert isinstance(permit.answer, Grant)
+
+
+def test_what_a_process_does_not_say_of_itself_and_its_calls_is_nothing() -> None:
+    pair = Pair()
+    (hello, *_) = pair.sent(Hello)
+    assert isinstance(hello, Hello)
+    assert hello.started == 0
+    pair.session.declare("a", None)
+    grant = granted(pair)
+    pair.session.report("a", grant, Outcome.SUCCESS, now=pair.now)
+    pair.collect()
+    (told,) = pair.sent(Report)
+    assert isinstance(told, Report)
+    assert told.duration == 0
+    assert Grant(1, 2) == (1, 2, 0, False)

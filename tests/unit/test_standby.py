@@ -191,3 +191,46 @@ def test_a_circuit_that_was_here_in_an_outage_may_turn_out_to_have_no_room(outag
     outage.standby.end("full")
     ((_, totals),) = outage.handed_over
     assert (totals.successes, totals.failures) == (1, 2)
+
+
+def test_a_circuit_whose_open_time_ends_now_is_closed_and_not_half_open(outage: Outage) -> None:
+    outage.gate.heard_open(outage.now, "E: before")
+    for _ in range(3):
+        outage.permit()
+
+
+def test_what_was_only_rejected_is_handed_over_too(outage: Outage) -> None:
+    outage.gate.heard_open(107.0, "E: before")
+    assert isinstance(outage.acquire(), Rejection)
+    ((name, totals),) = outage.end()
+    assert (name, totals[:4]) == ("a", (0, 0, 0, 1))
+
+
+def test_what_was_counted_is_told_and_the_circuit_goes_on(outage: Outage) -> None:
+    outage.call(Outcome.FAILURE, "E: 1")
+    outage.standby.tell()
+    outage.call(Outcome.FAILURE, "E: 2")
+    assert isinstance(outage.acquire(), Rejection)
+    assert [totals[:4] for _, totals in outage.end()] == [(0, 1, 0, 0), (0, 1, 0, 1)]
+
+
+def test_a_probe_that_is_held_too_long_is_lost_here_too_and_its_outcome_expired() -> None:
+    outage, verdicts = Outage(), []
+    config = CircuitConfig(
+        failure_threshold=1, open_timeout=8.0, permit_timeout=4.0, max_concurrent_requests=2
+    )
+
+    def permit() -> StandbyPermit:
+        found = outage.standby.acquire("a", config, outage.gate)
+        assert isinstance(found, StandbyPermit)
+        return found
+
+    permit().report(Outcome.FAILURE, 0.5, "E: 1")
+    outage.now += 8.0
+    probes = [permit(), permit()]
+    assert isinstance(outage.standby.acquire("a", config, outage.gate), Rejection)
+    probes[0].report(Outcome.SUCCESS, 0.5, settled=verdicts.append)
+    outage.now += 4.0
+    probes[1].report(Outcome.SUCCESS, 0.5, settled=verdicts.append)
+    assert verdicts == [Verdict.COUNTED, Verdict.EXPIRED]
+    assert outage.standby._circuits["a"].take_transitions() == []  # nobody is to be told of them

@@ -19,6 +19,7 @@ from switchgear.stats import (
     Latencies,
     LatencyWindow,
     MetricsSnapshot,
+    StateChange,
 )
 
 
@@ -176,3 +177,21 @@ def test_the_window_is_the_last_hundred_of_any_history_however_it_came_in(seed: 
             ranks = [-(-percent * len(ordered) // 100) for percent in (50, 95, 99)]
             assert percentiles(window) == tuple(ordered[rank - 1] for rank in ranks)
             assert found.avg_latency == math.fsum(ordered) / len(ordered)
+
+
+def test_the_window_keeps_little_more_than_it_tells() -> None:
+    window = LatencyWindow()
+    for number in range(10 * LATENCY_WINDOW):
+        window.add(float(number))
+        assert len(window._durations) < 2 * LATENCY_WINDOW
+    window.extend(range(10 * LATENCY_WINDOW))
+    assert len(window._durations) == LATENCY_WINDOW
+
+
+@pytest.mark.parametrize(
+    "kind", [CircuitConfig, CircuitStats, Latencies, MetricsSnapshot, StateChange]
+)
+def test_a_snapshot_is_frozen_small_and_built_by_names(kind: type[object]) -> None:
+    assert kind.__dataclass_params__.frozen
+    assert "__slots__" in vars(kind)
+    assert all(field.kw_only for field in dataclasses.fields(kind))

@@ -6,6 +6,7 @@ One table drives encoder and decoder, and `docs/protocol.md` is held to it.
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
@@ -1050,3 +1051,82 @@ def test_a_golden_frame_with_a_random_field_decodes_or_is_refused(
         except OverflowError:
             return
         decodes_or_is_refused(frame, frozenset(KINDS))
+
+
+def test_a_malformed_message_pickles_with_what_is_to_be_answered() -> None:
+    wrong = Malformed(3, 17, ErrorCode.BAD_CONFIG, "out of range")
+    again = pickle.loads(pickle.dumps(wrong))
+    assert type(again) is Malformed
+    assert (again.kind, again.ref, again.code) == (3, 17, ErrorCode.BAD_CONFIG)
+    assert again.text == str(again) == "out of range"
+
+
+def test_the_names_that_are_known_are_those_that_passed_and_never_too_many(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = wire._known_names
+    monkeypatch.setattr(wire, "_MAX_KNOWN_NAMES", 3)
+    known.clear()
+    seen = []
+    for name in ("a", "b", "b", "c", "d"):
+        decode(encode(Ping(1)), TO_CONTROL)
+        decode(encode(GetStats(1, name)), TO_CONTROL)
+        seen.append(set(known))
+    assert seen == [{"a"}, {"a", "b"}, {"a", "b"}, {"a", "b", "c"}, {"d"}]
+    with pytest.raises(Malformed):
+        decode(encode(GetStats(1, "line\nbreak")), TO_CONTROL)
+    assert known == {"d"}
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (("x",) * 3, "an array of 3"),
+        ("x" * 58, repr("x" * 58)),
+        ("x" * 59, f"'{'x' * 59}..."),
+        (-1, "-1"),
+    ],
+)
+def test_a_refusal_shows_what_came_and_no_more_than_sixty_characters_of_it(
+    value: object, told: str
+) -> None:
+    frame = msgpack.packb([KINDS[Ping], value])
+    with pytest.raises(Malformed) as refused:
+        decode(frame, TO_CONTROL)
+    assert str(refused.value).endswith(f"got {told}")
+
+
+def test_a_malformed_message_is_made_of_what_is_to_be_answered() -> None:
+    assert Malformed(3, 17, ErrorCode.BAD_CONFIG, "out of range").args == (
+        3,
+        17,
+        ErrorCode.BAD_CONFIG,
+        "out of range",
+    )
+
+
+def test_a_frame_above_the_limit_is_refused_however_well_formed() -> None:
+    filler = "x" * 2_000  # which a later version might have added
+    fits = msgpack.packb([KINDS[Ping], 1, *[filler] * 32])
+    above = msgpack.packb([KINDS[Ping], 1, *[filler] * 33])
+    assert len(fits) <= MAX_FRAME < len(above)
+    assert decode(fits, TO_CONTROL) == Ping(1)
+    with pytest.raises(Malformed):
+        decode(above, TO_CONTROL)
+
+
+@pytest.mark.parametrize("extra", [{}, {"a": 2}, [{"a": 2}]])
+def test_a_map_is_refused_unless_it_is_empty_wherever_it_stands(extra: object) -> None:
+    frame = msgpack.packb([KINDS[Ping], 1, extra])
+    if extra:
+        with pytest.raises(Malformed):
+            decode(frame, TO_CONTROL)
+    else:
+        assert decode(frame, TO_CONTROL) == Ping(1)
+
+
+def test_the_protocols_version_and_its_longest_arrays_are_as_documented() -> None:
+    protocol = Path(__file__).parents[2].joinpath("docs", "protocol.md").read_text("utf-8")
+    assert protocol.startswith(f"# The wire protocol, version {PROTOCOL}\n")
+    assert f"`changes`: array of at most {wire.HISTORY} changes" in protocol
+    assert f"`circuits`: array of at most {PAGE} stats" in protocol
