@@ -7,18 +7,19 @@ FUZZ := .venv-fuzz
 SECONDS ?= 600
 REPLAYS ?= 20000
 
-.PHONY: help demo test linearizability lint check simulate bench fuzz coverage coverage-unit clean
+.PHONY: help demo test coverage coverage-unit lint check simulate linearizability fuzz mutants bench clean
 
 help:
-	@echo "make demo    eight workers share one breaker in front of a service that breaks and heals"
-	@echo "make test    all tests"
-	@echo "make linearizability HISTORIES=1000   real processes against a checker, as often as you like"
-	@echo "make coverage  the same, and which branches of src they do not reach"
-	@echo "make lint    the linter, the formatter and the type checker"
-	@echo "make check   what CI runs"
-	@echo "make simulate SEEDS=10000    so many simulated lives, on all cores; SEED=17 shows one of them"
-	@echo "make bench   the benchmarks, beside other packages: fifteen minutes, into benchmarks/RESULTS.md"
-	@echo "make fuzz    the protocol, guided by coverage, for SECONDS=600; what it finds is in .fuzz"
+	@echo "make demo       eight workers share one breaker in front of a service that breaks and heals"
+	@echo "make test       all tests"
+	@echo "make coverage   the same, and which branches of src they do not reach"
+	@echo "make lint       the linter, the formatter and the type checker"
+	@echo "make check      what CI runs"
+	@echo "make simulate   lives in virtual time, SEEDS=10000 of them; SEED=17 shows one"
+	@echo "make linearizability   real processes against a sequential model, HISTORIES=300 times"
+	@echo "make fuzz       the protocol, guided by coverage, for SECONDS=600; what it finds is in .fuzz"
+	@echo "make mutants    small mistakes in what decides that no test notices; MODULES=circuit for one"
+	@echo "make bench      the benchmarks, beside other packages: fifteen minutes, into benchmarks/RESULTS.md"
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +47,7 @@ simulate: $(VENV)/.dev
 HISTORIES ?= 300
 linearizability: $(VENV)/.dev
 	@PYTHONPATH=tests $(BIN)/python -m linearizability --histories $(HISTORIES) $(if $(SEED),--seed $(SEED))
+
 # Everything under coverage, in every process that ends in good order: one that is killed, as managers
 # often are here, takes what it has seen with it. Some tests fork while other threads run; coverage
 # takes a lock in those, which the child would never get.
@@ -62,6 +64,10 @@ coverage-unit: $(VENV)/.dev
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 	$(BIN)/coverage report --fail-under=100 --include="$$($(BIN)/python tests/unit/pure.py)"
+
+# Not in CI, because it takes long. What was found is kept in .mutants while nothing has changed.
+mutants: $(VENV)/.dev
+	$(BIN)/python tests/mutation $(MODULES)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -92,5 +98,4 @@ fuzz: $(FUZZ)/.created
 		--seconds $(SECONDS) --replays $(REPLAYS)
 
 clean:
-	rm -rf $(VENV) $(BENCH) $(FUZZ) .venv-3.* build dist
-	rm -rf $(VENV) $(BENCH) .venv-3.* .coverage .coverage.* build dist
+	rm -rf $(VENV) $(BENCH) $(FUZZ) .venv-3.* .coverage .coverage.* .fuzz .mutants histories build dist

@@ -99,7 +99,7 @@ class Life:
         self._journal = self._filed or Remembered()
         self._manager: Manager | None = None
         self.processes: list[Process] = []
-        self._born = 0
+        self._everybody: list[Process] = []
 
     # -- what others ask ---------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Life:
                 self.world.run(START + seconds)
                 self._come_to_rest()
         finally:
-            for process in self.processes:
+            for process in self._everybody:
                 process.die()  # where something was broken, calls still run
             if self._filed is not None:
                 self._filed.close()
@@ -224,8 +224,9 @@ class Life:
     # -- processes ---------------------------------------------------------------------------------
 
     def _begin_process(self) -> Process:
-        self._born += 1
-        process = Process(self._born, self.world, self.network, self.oracle, dict(self._configs))
+        number = len(self._everybody) + 1
+        process = Process(number, self.world, self.network, self.oracle, dict(self._configs))
+        self._everybody.append(process)
         self.processes.append(process)
         if self.world.chance() < 0.4:
             process.link.subscribe()
