@@ -128,11 +128,22 @@ def kill_once(line: Line, late: sg.Breaker, chance: random.Random) -> Round:
     time.sleep(chance.uniform(*LIFE))
     line.replace()
     began = time.perf_counter()
-    stats = late.stats()
+    stats = answered(late)
     back = time.perf_counter() - began
     permit.success()
     honoured = stats.state is not sg.State.HALF_OPEN or late.state is not sg.State.HALF_OPEN
     return Round(back, honoured or permit.verdict is sg.Verdict.COUNTED)
+
+
+def answered(breaker: sg.Breaker) -> sg.CircuitStats:
+    """Ask until the successor answers; a question waits a second, too little on a busy machine."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return breaker.stats()
+        except sg.ManagerUnavailableError:
+            if time.monotonic() > deadline:
+                raise
 
 
 def half_open(breaker: sg.Breaker) -> None:
