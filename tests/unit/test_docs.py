@@ -6,6 +6,8 @@ import re
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 import switchgear as sg
 
 ROOT = Path(__file__).parents[2]
@@ -15,17 +17,25 @@ def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def test_every_test_that_the_guarantees_name_exists() -> None:
-    named = set(re.findall(r"`(test_\w+)`", read("docs/guarantees.md")))
+@pytest.mark.parametrize("document", ["docs/guarantees.md", "docs/reliability.md"])
+def test_every_test_that_a_document_names_exists(document: str) -> None:
+    named = set(re.findall(r"`(test_\w+)`", read(document)))
     sources = "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/*.py"))
     defined = set(re.findall(r"^(?:async )?def (test_\w+)", sources, re.MULTILINE))
-    assert len(named) > 20
+    assert len(named) > 10
     assert named - defined == set()
+
+
+def test_every_make_target_that_a_document_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), re.MULTILINE))
+    for document in ("README.md", "CONTRIBUTING.md", "docs/guarantees.md", "docs/reliability.md"):
+        named = set(re.findall(r"(?:^|`)make ([a-z-]+)", read(document), re.MULTILINE))
+        assert named - targets == set(), document
 
 
 def test_every_guarantee_has_a_line_in_the_readme_and_in_the_guarantees() -> None:
     promises = [f"G{number}" for number in range(1, 14)]
-    for document in ("README.md", "docs/guarantees.md"):
+    for document in ("README.md", "docs/guarantees.md", "docs/reliability.md"):
         assert re.findall(r"^\| (G\d+) \|", read(document), re.MULTILINE) == promises
 
 
