@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -50,7 +51,8 @@ def service(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{SRC}")
         monkeypatch.setenv("SWITCHGEAR_ADDRESS", address)
         monkeypatch.setenv("TMPDIR", str(tmp_path / "read"))  # Celery moves there what it has read
-        with command("switchgear serve"):
+        with command("switchgear serve"), connect(address) as client:
+            eventually(lambda: serves(client))
             yield service
 
 
@@ -87,9 +89,7 @@ def test_a_documented_server_answers_and_the_manager_knows(
         with command(text, fd, **environment) as process:
             server = Server(process, listener.getsockname()[1])
 
-            def answers() -> (
-                bool
-            ):  # of a busy machine the manager may be too slow for the first call
+            def answers() -> bool:  # a busy machine's manager may miss the first call
                 assert server.fetch(f"/{ITEM}") == (200, b"")
                 return successes(client) > 0
 
@@ -127,6 +127,14 @@ def test_a_documented_celery_worker_works_and_the_manager_knows(
         with connect(address) as client:
             client.breaker("prices")
             eventually(works)
+
+
+def serves(client: sg.Client) -> bool:
+    """Whether the manager answers yet: the documented command tells that to its log only."""
+    with contextlib.suppress(sg.ManagerUnavailableError):
+        client.breakers()
+        return True
+    return False
 
 
 def successes(client: sg.Client) -> int:
