@@ -126,7 +126,6 @@ class Circuit:
 
     __slots__ = (
         "_entries",
-        "_half_open_at",
         "_in_flight",
         "_last_error_at",
         "_permits_lost",
@@ -142,6 +141,7 @@ class Circuit:
         "consecutive_failures",
         "consecutive_successes",
         "generation",
+        "half_open_at",
         "last_error",
         "name",
         "state",
@@ -154,7 +154,7 @@ class Circuit:
         self.generation = 1
         self.consecutive_successes = 0
         self.consecutive_failures = 0
-        self._half_open_at: float | None = None  # set while open, and only then
+        self.half_open_at: float | None = None  # seconds; set while open, and only then
         self._probes: dict[int, Permit] = {}  # by permit id, of every generation
         self._in_flight = 0  # probes included
         self._totals = [0, 0, 0]  # by Outcome
@@ -170,7 +170,7 @@ class Circuit:
         self._transitions: list[Transition] = []
 
     @classmethod
-    def restore(cls, name: str, standing: Standing, counts: Counts | None, now: float) -> Circuit:
+    def restore(cls, name: str, standing: Standing, counts: Counts | None) -> Circuit:
         """Go on as a circuit that ended without a word.
 
         No permit is out: who holds one still may report, to a generation that may have passed.
@@ -181,13 +181,11 @@ class Circuit:
             standing: What `standing` was, the last time it changed.
             counts: What `counts` was, then or somewhat earlier; consecutive counts of an earlier
                 generation have passed with it.
-            now: Seconds.
         """
-        circuit = cls(name, standing.config, now)
+        circuit = cls(name, standing.config, standing.state_changed_at)
         circuit.state = standing.state
         circuit.generation = standing.generation
-        circuit._half_open_at = standing.half_open_at
-        circuit._state_changed_at = standing.state_changed_at
+        circuit.half_open_at = standing.half_open_at
         circuit._entries = dict(zip(State, standing.entries, strict=True))
         if counts is not None:
             circuit._resume_counts(counts)
@@ -276,7 +274,7 @@ class Circuit:
 
     def report_leased(
         self,
-        generation: int,
+        generation: int | None,
         outcome: Outcome,
         now: float,
         duration: float = 0.0,
@@ -285,7 +283,7 @@ class Circuit:
         """Take the outcome of a call that ran under a lease, which is a permit for any number.
 
         Args:
-            generation: The lease's; 0 for one that an earlier manager granted.
+            generation: The lease's; None for one of generations that are counted anew since.
             outcome: How the call ended.
             now: Seconds.
             duration: How long the call took, seconds.
@@ -304,13 +302,13 @@ class Circuit:
         self._judge(outcome, now)
         return Verdict.COUNTED
 
-    def report_totals(self, totals: Totals, now: float, generation: int = 0) -> Verdict:
+    def report_totals(self, totals: Totals, now: float, generation: int | None = None) -> Verdict:
         """Take the outcomes of many calls, at the cost of one.
 
         Args:
             totals: What they came to. Failures that are to open the circuit are told one by one.
             now: Seconds.
-            generation: Of the lease that they ran under, as above; 0 without one.
+            generation: Of the lease that they ran under, as above; None without one.
 
         Returns:
             COUNTED or STALE.
@@ -331,7 +329,7 @@ class Circuit:
             self.consecutive_failures = 0
         return Verdict.COUNTED
 
-    def _leases(self, generation: int) -> bool:
+    def _leases(self, generation: int | None) -> bool:
         # Only a closed circuit is leased; who says otherwise must not pass for a probe.
         return generation == self.generation and self.state is State.CLOSED
 
@@ -369,10 +367,10 @@ class Circuit:
     def next_deadline(self) -> float | None:
         """When `tick` has something to do next, or None. Linear in the probes in flight."""
         if not self._probes:
-            return self._half_open_at
+            return self.half_open_at
         deadlines = [p.deadline for p in self._probes.values() if p.deadline is not None]
-        if self._half_open_at is not None:
-            deadlines.append(self._half_open_at)
+        if self.half_open_at is not None:
+            deadlines.append(self.half_open_at)
         return min(deadlines, default=None)
 
     def tick(self, now: float) -> None:
@@ -382,7 +380,7 @@ class Circuit:
         still report, late. If it is of this generation, it re-opens the circuit, or not, as
         `lost_permit` says.
         """
-        if self._half_open_at is not None and now >= self._half_open_at:
+        if self.half_open_at is not None and now >= self.half_open_at:
             self._to("timeout", now)
         for probe in list(self._probes.values()):
             if probe.deadline is not None and probe.deadline <= now:
@@ -422,7 +420,7 @@ class Circuit:
             last_error: Its last failure.
         """
         self.state = State.OPEN
-        self._half_open_at = half_open_at
+        self.half_open_at = half_open_at
         self.last_error = last_error
 
     def configure(self, config: CircuitConfig) -> bool:
@@ -453,14 +451,14 @@ class Circuit:
         self.generation += 1
         self.consecutive_successes = 0
         self.consecutive_failures = 0
-        self._half_open_at = now + self.config.open_timeout if new is State.OPEN else None
+        self.half_open_at = now + self.config.open_timeout if new is State.OPEN else None
         self._transitions.append(Transition(old, new, cause, self.generation, now))
 
     # -- reading: moves nothing --------------------------------------------------------------------
 
     def retry_after(self, now: float) -> float | None:
         """Seconds until an open circuit turns half-open; None in the other states."""
-        return None if self._half_open_at is None else max(0.0, self._half_open_at - now)
+        return None if self.half_open_at is None else max(0.0, self.half_open_at - now)
 
     def totals(self) -> Totals:
         """What all calls came to so far; those in flight are in none of it."""
@@ -489,7 +487,7 @@ class Circuit:
             self.config,
             self.state,
             self.generation,
-            self._half_open_at,
+            self.half_open_at,
             self._state_changed_at,
             (closed, opened, half_opened),
         )
@@ -556,7 +554,7 @@ class Circuit:
 
     def check(self) -> None:
         """Assert what is true of a circuit between any two calls. For tests."""
-        assert (self._half_open_at is not None) == (self.state is State.OPEN)
+        assert (self.half_open_at is not None) == (self.state is State.OPEN)
         assert len(self._probes) <= self._in_flight
         assert self._silent >= 0
         assert all(probe.generation <= self.generation for probe in self._probes.values())

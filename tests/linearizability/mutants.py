@@ -93,8 +93,8 @@ def _admits_one_probe_too_many() -> None:
 def _turns_half_open_early() -> None:
     def to(method: Any, self: Circuit, cause: str, now: float) -> None:
         method(self, cause, now)
-        if self._half_open_at is not None:
-            self._half_open_at = now + self.config.open_timeout / 4
+        if self.half_open_at is not None:
+            self.half_open_at = now + self.config.open_timeout / 4
 
     _wrap(Circuit, "_to", to)
 

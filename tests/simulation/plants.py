@@ -19,7 +19,7 @@ from switchgear.client.session import Session
 from switchgear.manager.acks import Acks
 from switchgear.manager.actor import Actor
 from switchgear.manager.leases import Leases
-from switchgear.manager.unsaved import Unsaved
+from switchgear.manager.unsaved import Saved, Unsaved
 from switchgear.states import Outcome, State
 from switchgear.wire import Error, Granted, Report, Reported
 
@@ -95,10 +95,10 @@ def a_change_ends_no_lease() -> Plant:
     """Leases.follow tells nobody of a circuit that was closed by hand."""
 
     def make(follow: Callable[..., Any]) -> Callable[..., Any]:
-        def silent(self: Any, circuit: Circuit, now: float) -> Any:
+        def silent(self: Any, circuit: Circuit) -> Any:
             if circuit.state is State.CLOSED:
                 return [], None
-            return follow(self, circuit, now)
+            return follow(self, circuit)
 
         return silent
 
@@ -188,33 +188,34 @@ def one_probe_too_many() -> Plant:
 
 def probes_wait_for_ever() -> Plant:
     """Circuit.next_deadline does not look at the permits that are out."""
-    return mock.patch.object(Circuit, "next_deadline", property(lambda self: self._half_open_at))
+    return mock.patch.object(Circuit, "next_deadline", property(lambda self: self.half_open_at))
 
 
 def an_open_circuit_begins_its_time_anew() -> Plant:
-    """Circuit.restore forgets how long a circuit has been open."""
+    """Actor.restore forgets how long circuits have been open."""
 
     def make(restore: Callable[..., Any]) -> Callable[..., Any]:
-        def anew(name: str, standing: Standing, counts: Counts | None, now: float) -> Circuit:
-            if standing.half_open_at is not None:
-                later = now + standing.config.open_timeout
-                standing = standing._replace(half_open_at=later)
-            circuit: Circuit = restore(name, standing, counts, now)
-            return circuit
+        def anew(self: Actor, saved: Saved, now: float) -> None:
+            circuits = dict(saved.circuits)
+            for name, (standing, counts) in saved.circuits.items():
+                if standing.half_open_at is not None:
+                    later = now + standing.config.open_timeout
+                    circuits[name] = (standing._replace(half_open_at=later), counts)
+            restore(self, saved._replace(circuits=circuits), now)
 
         return anew
 
-    return mock.patch.object(Circuit, "restore", staticmethod(make(Circuit.restore)))
+    return _in_place_of(Actor, "restore", make)
 
 
 def a_successor_counts_on_in_another_generation() -> Plant:
     """Circuit.restore takes consecutive counts of whatever generation."""
 
     def make(restore: Callable[..., Any]) -> Callable[..., Any]:
-        def blind(name: str, standing: Standing, counts: Counts | None, now: float) -> Circuit:
+        def blind(name: str, standing: Standing, counts: Counts | None) -> Circuit:
             if counts is not None:
                 counts = counts._replace(generation=standing.generation)
-            circuit: Circuit = restore(name, standing, counts, now)
+            circuit: Circuit = restore(name, standing, counts)
             return circuit
 
         return blind

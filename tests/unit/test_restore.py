@@ -114,7 +114,7 @@ SEEN: Final[Counter[State]] = Counter()
 def saved_and_restored(bench: Bench) -> Bench:
     circuit = bench.circuit
     standing, counts = circuit.standing(), circuit.counts()
-    restored = Circuit.restore(circuit.name, standing, counts, bench.now)
+    restored = Circuit.restore(circuit.name, standing, counts)
     restored.check()
     SEEN[restored.state] += 1
     return Bench(restored, bench.now, bench.number)
@@ -166,7 +166,7 @@ def test_with_older_counts_it_stands_where_it_stood_and_what_is_counted_again_mo
     for step in between:
         bench.do(step)
     circuit = bench.circuit
-    restored = Circuit.restore("payments", circuit.standing(), counts, bench.now)
+    restored = Circuit.restore("payments", circuit.standing(), counts)
     restored.check()
     assert restored.standing() == circuit.standing()
     assert restored.totals() == counts.totals
@@ -195,7 +195,7 @@ def tripped() -> Circuit:
 
 def test_g11_an_open_circuit_keeps_the_rest_of_its_time_and_not_more() -> None:
     circuit = tripped()
-    restored = Circuit.restore("payments", circuit.standing(), circuit.counts(), T0 + 10.0)
+    restored = Circuit.restore("payments", circuit.standing(), circuit.counts())
     assert restored.retry_after(T0 + 10.0) == 20.0
     rejection = restored.acquire(1, T0 + 29.999)
     assert rejection == Rejection(State.OPEN, pytest.approx(0.001), "OSError: down")
@@ -210,13 +210,13 @@ def test_g11_a_configuration_that_came_while_it_was_open_does_not_move_its_deadl
 ) -> None:
     circuit = tripped()
     circuit.configure(CircuitConfig(open_timeout=open_timeout))
-    restored = Circuit.restore("payments", circuit.standing(), circuit.counts(), T0)
+    restored = Circuit.restore("payments", circuit.standing(), circuit.counts())
     assert restored.next_deadline == circuit.next_deadline == T0 + 30.0
 
 
 def test_without_counts_it_begins_to_count() -> None:
     circuit = tripped()
-    restored = Circuit.restore("payments", circuit.standing(), None, T0)
+    restored = Circuit.restore("payments", circuit.standing(), None)
     restored.check()
     assert (restored.state, restored.generation) == (State.OPEN, 2)
     assert restored.totals() == Circuit("x", CircuitConfig(), T0).totals()
@@ -239,7 +239,7 @@ def test_a_restored_circuit_tells_all_that_the_first_one_did() -> None:
     metrics = circuit.metrics()
     assert (metrics.stale_reports, metrics.permits_lost, metrics.max_latency) == (2, 1, 1.0)
     assert metrics.transitions[State.OPEN] == 1
-    restored = Circuit.restore("payments", circuit.standing(), circuit.counts(), T0 + 6.0)
+    restored = Circuit.restore("payments", circuit.standing(), circuit.counts())
     assert restored.metrics() == metrics
     with pytest.raises(ValueError, match="shorter"):
-        Circuit.restore("payments", circuit.standing()._replace(entries=(1, 2)), None, T0)
+        Circuit.restore("payments", circuit.standing()._replace(entries=(1, 2)), None)

@@ -22,7 +22,7 @@ def circuit(name: str = "a") -> Circuit:
 
 
 def session(number: int = 1) -> Session:
-    return Session(SavedSession(bytes([number]) * 16, 1_000 + number, 5), 0.0)
+    return Session(SavedSession(bytes([number]) * 16, 1_000 + number, 5))
 
 
 def event(version: int) -> Event:

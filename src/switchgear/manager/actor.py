@@ -171,10 +171,10 @@ class Actor:
         self.epoch = max(self.epoch, saved.epoch + 1)
         self.origin = self.epoch if saved.origin is None else saved.origin
         for name, (standing, counts) in saved.circuits.items():
-            self._circuits[name] = Circuit.restore(name, standing, counts, now)
+            self._circuits[name] = Circuit.restore(name, standing, counts)
             self._arm(self._circuits[name])
         self._names = sorted(self._circuits)
-        self._sessions = {session.token: Session(session, now) for session in saved.sessions}
+        self._sessions = {session.token: Session(session) for session in saved.sessions}
         self._absent = dict.fromkeys(self._sessions)
         self._absent_until = now + ABSENCE if self._absent else math.inf
         for event in saved.events:
@@ -211,7 +211,7 @@ class Actor:
             circuit = self._circuits[name]
             circuit.tick(now)
             self._unsaved.counted(circuit, now)
-            sends += self._follow(circuit, self._next_operation(), now)
+            sends += self._follow(circuit, self._next_operation())
         if self._absent_until <= now:
             self._forget_absent(now)
         if self._behind:
@@ -323,7 +323,7 @@ class Actor:
             self._take_back(held)
             held.circuit.abandon(held.permit, now)
             self._unsaved.counted(held.circuit, now)
-            sends += self._follow(held.circuit, self._next_operation(), now)
+            sends += self._follow(held.circuit, self._next_operation())
         return sends
 
     def last_words(self) -> list[Send]:
@@ -365,7 +365,7 @@ class Actor:
                     text = f"all {self.max_clients} places for clients are taken"
                     return self._refuse(peer, message, ErrorCode.TOO_MANY_CLIENTS, text)
                 greeted = SavedSession(message.session, message.pid, message.started)
-                session = self._sessions[message.session] = Session(greeted, now)
+                session = self._sessions[message.session] = Session(greeted)
             session.heard_at = now
             self._absent.pop(message.session, None)
             for stale in (peer, session.peer):
@@ -422,7 +422,7 @@ class Actor:
             change = Transition(state, state, "config", generation, now)
             events = self._publish(circuit, change, operation)
             if message.config.consistency == "strict":
-                events += self._tell_holders(circuit, now)
+                events += self._tell_holders(circuit)
         return [Send(peer, Declared(message.request, operation, circuit.config)), *events]
 
     def _acquire(self, message: Acquire, peer: Peer, now: float) -> list[Send]:
@@ -447,7 +447,7 @@ class Actor:
         session.heard_at = now
         operation = self._next_operation()
         permit = circuit.acquire(operation, now)
-        leased = self._leases.grant(peer, circuit, now)
+        leased = self._leases.grant(peer, circuit)
         leases = [] if leased is None else [Send(peer, leased)]
         if isinstance(permit, Rejection):
             self._unsaved.counted(circuit, now)
@@ -501,7 +501,7 @@ class Actor:
         self._acknowledge(message, peer, operation, verdict, now)
         if held.permit.deadline is None and not held.circuit.changed:
             return []  # as mostly
-        return self._follow(held.circuit, operation, now)
+        return self._follow(held.circuit, operation)
 
     def _report_leased(self, message: Report, peer: Peer, now: float) -> list[Send]:
         """Take the outcome of a call that needs no permit: it ran under a lease.
@@ -517,7 +517,7 @@ class Actor:
         duration = to_seconds(message.duration)
         verdict = circuit.report_leased(generation, message.outcome, now, duration, message.error)
         self._acknowledge(message, peer, operation, verdict, now)
-        return self._follow(circuit, operation, now)
+        return self._follow(circuit, operation)
 
     def _acknowledge(
         self, report: Report, peer: Peer, operation: int, verdict: Verdict, now: float
@@ -535,14 +535,19 @@ class Actor:
     def _missed(self, message: Missed, peer: Peer, now: float) -> list[Send]:
         _, _, successes, failures, neutral, rejected, micros, last_error = message
         totals = Totals(successes, failures, neutral, rejected, _seconds(micros), last_error)
-        return self._report_totals(message, totals, 0, peer, now)
+        return self._report_totals(message, totals, None, peer, now)
 
-    def _generation(self, message: Report | Batch) -> int:
-        """What a report says of it; 0 where generations have been counted anew since."""
-        return message.generation if self.origin <= message.epoch <= self.epoch else 0
+    def _generation(self, message: Report | Batch) -> int | None:
+        """What a report says of it; None where generations have been counted anew since."""
+        return message.generation if self.origin <= message.epoch <= self.epoch else None
 
     def _report_totals(
-        self, message: Batch | Missed, totals: Totals, generation: int, peer: Peer, now: float
+        self,
+        message: Batch | Missed,
+        totals: Totals,
+        generation: int | None,
+        peer: Peer,
+        now: float,
     ) -> list[Send]:
         circuit = self._circuits.get(message.name)
         if circuit is None:
@@ -571,20 +576,19 @@ class Actor:
     def _wrong_number(
         self, session: Session, peer: Peer, message: Report | Batch | Missed, now: float
     ) -> list[Send]:
-        expected = session.reports + 1
-        if message.number < expected:
+        if message.number <= session.reports:
             text = f"report {message.number} was taken in before"
             return self._behind_acks(
                 self._refuse(peer, message, ErrorCode.DUPLICATE_REPORT, text), now
             )
-        text = f"report {message.number} came where {expected} was expected"
+        text = f"report {message.number} came where {session.reports + 1} was expected"
         return self._refuse(peer, message, ErrorCode.OUT_OF_ORDER, text)
 
     def _give_back(self, held: _Held, now: float) -> list[Send]:
         self._take_back(held)
         held.circuit.report(held.permit, Outcome.NEUTRAL, now)
         self._unsaved.counted(held.circuit, now)
-        return self._follow(held.circuit, self._next_operation(), now)
+        return self._follow(held.circuit, self._next_operation())
 
     def _held_by(self, session: Session) -> dict[int, _Held]:
         numbers = [granted.operation for granted in session.granted.values()]
@@ -634,7 +638,7 @@ class Actor:
         operation = self._next_operation()
         circuit.reset(now)
         done = Send(peer, ResetDone(message.request, operation, circuit.name, circuit.generation))
-        return [done, *self._follow(circuit, operation, now)]
+        return [done, *self._follow(circuit, operation)]
 
     def _subscribe(self, message: Subscribe, peer: Peer, now: float) -> list[Send]:
         self._subscribers[peer] = 0.0
@@ -655,19 +659,19 @@ class Actor:
         self._operation += 1
         return self._operation
 
-    def _follow(self, circuit: Circuit, operation: int, now: float) -> list[Send]:
+    def _follow(self, circuit: Circuit, operation: int) -> list[Send]:
         """Tell holders of leases and subscribers of the circuit's transitions; set its timer."""
         self._arm(circuit)
         transitions = circuit.take_transitions()
         if not transitions:
             return []
-        sends = self._tell_holders(circuit, now)  # first: they go on calling until they hear it
+        sends = self._tell_holders(circuit)  # first: they go on calling until they hear it
         for transition in transitions:
             sends += self._publish(circuit, transition, operation)
         return sends
 
-    def _tell_holders(self, circuit: Circuit, now: float) -> list[Send]:
-        holders, message = self._leases.follow(circuit, now)
+    def _tell_holders(self, circuit: Circuit) -> list[Send]:
+        holders, message = self._leases.follow(circuit)
         return [] if message is None else [Send(holder, message) for holder in holders]
 
     def _publish(self, circuit: Circuit, change: Transition, operation: int) -> list[Send]:

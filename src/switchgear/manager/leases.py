@@ -23,7 +23,7 @@ class Leases(Generic[Holder]):
     def __init__(self) -> None:
         self._holders: dict[str, dict[Holder, None]] = {}  # in the order of their first calls
 
-    def grant(self, holder: Holder, circuit: Circuit, now: float) -> Leased | None:
+    def grant(self, holder: Holder, circuit: Circuit) -> Leased | None:
         """Give a lease, if the circuit is one that is leased now and the holder has none."""
         if circuit.config.consistency == "strict" or circuit.state is State.HALF_OPEN:
             return None
@@ -31,9 +31,9 @@ class Leases(Generic[Holder]):
         if holder in holders:
             return None
         holders[holder] = None
-        return _lease(circuit, now)
+        return _lease(circuit)
 
-    def follow(self, circuit: Circuit, now: float) -> tuple[list[Holder], Leased | Revoked | None]:
+    def follow(self, circuit: Circuit) -> tuple[list[Holder], Leased | Revoked | None]:
         """Say whom to tell what, now that the circuit has another generation or configuration."""
         holders = list(self._holders.get(circuit.name, ()))
         if not holders:
@@ -44,7 +44,7 @@ class Leases(Generic[Holder]):
         if circuit.state is State.HALF_OPEN:
             del self._holders[circuit.name]
             return [], None  # what they held was good for as long as the circuit was open
-        return holders, _lease(circuit, now)
+        return holders, _lease(circuit)
 
     def drop(self, holder: Holder) -> None:
         """Forget a holder that has gone, or begins anew. Linear in the circuits."""
@@ -56,7 +56,6 @@ class Leases(Generic[Holder]):
         return list(self._holders.get(name, ()))
 
 
-def _lease(circuit: Circuit, now: float) -> Leased:
-    retry_after = circuit.retry_after(now)
-    until = None if retry_after is None else to_micros(now + retry_after)
+def _lease(circuit: Circuit) -> Leased:
+    until = None if circuit.half_open_at is None else to_micros(circuit.half_open_at)
     return Leased(circuit.name, circuit.generation, circuit.state, until, circuit.last_error)

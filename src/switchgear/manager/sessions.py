@@ -38,10 +38,10 @@ class Session:
 
     __slots__ = ("granted", "heard_at", "peer", "pid", "reports", "requests", "started", "token")
 
-    def __init__(self, saved: SavedSession, now: float) -> None:
+    def __init__(self, saved: SavedSession) -> None:
         self.token, self.pid, self.started, self.reports = saved
         self.peer: Peer | None = None  # where it was heard last
-        self.heard_at = now  # and when it last greeted, asked for a permit or reported
+        self.heard_at: float  # when it last greeted, asked for a permit or reported; once it has
         self.requests = 0  # the highest number of a request for a permit that was decided
         self.granted: dict[int, Granted] = {}  # what is out, by the request that asked for it
 
