@@ -1004,13 +1004,11 @@ def test_revoked_tells_the_generation(pair: Pair) -> None:
     assert pair.how() is How.LEASED
 
 
-def test_no_lease_hands_nothing_on() -> None:
-    nowhere = NO_LEASE._outlet
-    with pytest.raises(AssertionError) as roused:
-        nowhere.rouse(NO_LEASE)
-    with pytest.raises(AssertionError) as failed:
-        nowhere.fail(NO_LEASE, 0.0, None, None)
-    assert roused.value.args == failed.value.args == (NO_LEASE,)
+def test_no_lease_takes_nothing_in() -> None:
+    with pytest.raises(AttributeError):
+        NO_LEASE.reject(0.0)
+    with pytest.raises(AttributeError):
+        NO_LEASE.report(Outcome.SUCCESS)
 
 
 def test_a_rejection_under_a_lease_says_what_the_manager_would_and_is_counted() -> None:

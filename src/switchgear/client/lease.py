@@ -133,19 +133,18 @@ class Lease:
         return not (self.successes or self.told or self.rejected)
 
 
-class _Nowhere:
-    """The outlet of no lease: nobody may run or reject anything, so nothing comes here."""
+class _NoLease(Lease):
+    """Lets no call run or be rejected. It is of no circuit and has no place for outcomes."""
 
-    def rouse(self, lease: Lease) -> None:
-        raise AssertionError(lease)
+    __slots__ = ()
 
-    def fail(
-        self, lease: Lease, duration: float, error: str | None, settled: Settled | None
-    ) -> None:
-        raise AssertionError(lease)
+    def __init__(self) -> None:
+        self.runs = False
+        self.term = LAPSED
+        self.rejects_until = -math.inf
 
 
-NO_LEASE: Final = Lease(_Nowhere(), "", 0, 0)
+NO_LEASE: Final[Lease] = _NoLease()
 
 
 class Gate:

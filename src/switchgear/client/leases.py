@@ -6,6 +6,7 @@ term. No socket, no clock.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 from ..config import CircuitConfig
@@ -30,7 +31,8 @@ class Leases:
         self._gates = gates
         self._outlet = outlet
         self._leases: dict[str, Lease] = {}  # those that are in a gate
-        self._generations: dict[str, int] = {}  # the latest we heard of, on either connection
+        # The latest we heard of, on either connection.
+        self._generations: defaultdict[str, int] = defaultdict(int)
         self._term = Term()
 
     def __bool__(self) -> bool:
@@ -46,7 +48,7 @@ class Leases:
         """
         name, generation = message.name, message.generation
         gate = self._gates.get(name)
-        if gate is None or generation < self._generations.get(name, 0):
+        if gate is None or generation < self._generations[name]:
             return
         self.end(name)
         self._generations[name] = generation
@@ -67,7 +69,7 @@ class Leases:
 
         The news of a change may come on the control connection first.
         """
-        if generation > self._generations.get(name, 0):
+        if generation > self._generations[name]:
             self._generations[name] = generation
             self.end(name)  # whose generation was the latest until now
 

@@ -131,10 +131,9 @@ class Many:
         del told[:answered]
         self._rejected += refused
         del rejected[:refused]
-        surplus = len(self._durations) - LATENCY_WINDOW
-        if surplus > 0:
-            self._more += surplus
-            del self._durations[:surplus]
+        surplus = max(0, len(self._durations) - LATENCY_WINDOW)
+        self._more += surplus
+        del self._durations[:surplus]
 
     @property
     def full(self) -> bool:

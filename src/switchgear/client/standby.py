@@ -41,7 +41,7 @@ class Standby:
         self._clock = clock
         self._lock = threading.RLock()  # a finalizer may come to us out of anything here
         self._circuits: dict[str, Circuit] = {}
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count()
 
     def acquire(
         self, name: str, config: CircuitConfig, gate: Gate, *, alone: bool = False
