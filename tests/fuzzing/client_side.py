@@ -130,7 +130,9 @@ class ClientSide:
         """
         if not self.link._online[connection]:
             return
-        owed = len(self.session._reports) + len(self.session._asked) + len(self.session._held)
+        session = self.session
+        waiting = len(session._asked) + len(session._held) + len(session._flushes)
+        owed = len(session._reports) + waiting
         owed += len(self.session._declared) + len(self.session._abandoned)
         messages = [frame for frame in frames if self._is_message(connection, frame)]
         before = None if messages else self._fingerprint()
@@ -287,6 +289,7 @@ class ClientSide:
             *(len(session.outbox), len(session.answers), len(session.events), set(session.wanted)),
             *(session.lost, session.away, session.refusal, session._clock_offset),
             *(session._last_number, list(session._asked), len(session._held), session._seen),
+            len(session._flushes),
             *(dict(session._abandoned), set(session._declared), dict(session._declaring)),
             *(dict(session._full), session._syncing, session._subscribed),
             *(session._reports.acknowledged, session._reports.sent, len(session._reports)),

@@ -270,6 +270,16 @@ def test_flush_is_answered_when_all_was_taken_in_and_not_before(pair: Pair) -> N
     assert stats(pair).total_successes == 3
 
 
+def test_a_flush_and_a_question_do_not_wait_for_each_other(pair: Pair) -> None:
+    report(pair, granted(pair))
+    pair.session.declare("b", None)
+    question = pair.ask(lambda number: GetStats(number, "b"), "b")
+    flush = pair.flush()
+    pair.session.received(DATA, Reported(1, 99, Verdict.COUNTED), pair.now)
+    pair.collect()
+    assert (flush.answered, question.answered) == (True, False)  # its declaration is on its way
+
+
 def test_flush_waits_for_a_manager_as_long_as_it_takes(pair: Pair) -> None:
     grant = granted(pair)
     pair.cut()

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Set
-from enum import Enum
+from enum import Enum, auto
 from typing import Final, NamedTuple, Protocol
 
 from ..config import CircuitConfig
@@ -102,10 +102,10 @@ class Waiter(Protocol):
 
 
 class _Phase(Enum):
-    OFFLINE = 0  # no connection
-    GREETING = 1  # Hello is sent
-    READY = 2  # Welcome was received
-    REFUSED = 3  # the manager speaks another protocol
+    OFFLINE = auto()  # no connection
+    GREETING = auto()  # Hello is sent
+    READY = auto()  # Welcome was received
+    REFUSED = auto()  # the manager speaks another protocol
 
 
 class _Line:
@@ -115,23 +115,50 @@ class _Line:
 
     def __init__(self) -> None:
         self.phase = _Phase.OFFLINE
+        self.refusal: Error | None = None
         self.epoch = 0  # of the manager at the other end, once it has answered
         self.origin = 0  # and of the first one in its line
-        self.greeting = 0  # the number of the last Hello
-        self.greeted_at = 0.0  # when it was sent
-        self.refusal: Error | None = None
+        # From the first Hello on:
+        self.greeting: int  # the number of the last one
+        self.greeted_at: float  # when it was sent
 
 
-class _Asked(NamedTuple):
-    """A request. It waits behind the barrier, then for its answer."""
+class _Wanted(NamedTuple):
+    """A request for a permit, on the data connection. It waits for its answer."""
 
     waiter: Waiter
-    connection: int
-    build: Callable[[int], Message] | None  # from its number; None: the barrier is all it wants
-    circuits: tuple[str, ...]  # that must be declared first
-    after: int = 0  # how many reports must have been settled first
-    deadline: float = 0.0  # on our clock, for a permit
-    since: float = 0.0  # when it was asked for, on our clock
+    name: str
+    deadline: float  # until when, seconds on our clock
+    since: float  # when it was asked for, on our clock
+
+
+class _Question(NamedTuple):
+    """A request on the control connection. It waits behind the barrier, then for its answer."""
+
+    waiter: Waiter
+    build: Callable[[int], Message]  # from its number
+    circuits: tuple[str, ...] = ()  # that must be declared first
+
+
+class _Behind(NamedTuple):
+    """What waits until so many reports have been settled."""
+
+    reports: int
+    question: _Question
+
+
+class _Flush(NamedTuple):
+    """Who waits for nothing else."""
+
+    reports: int
+    waiter: Waiter
+
+
+class _Syncing(NamedTuple):
+    """A Sync that is out."""
+
+    request: int
+    reports: int  # the number of the last one before it
 
 
 class Session:
@@ -178,9 +205,10 @@ class Session:
         self._lines = (_Line(), _Line())
         self._clock_offset = 0.0  # the manager's clock less ours
         self._last_number = 0
-        self._asked: dict[int, _Asked] = {}  # by request number: past the barrier
-        self._held: list[_Asked] = []  # before it
+        self._asked: dict[int, _Wanted | _Question] = {}  # by request number
         self._numbers: dict[Waiter, int] = {}
+        self._held: list[_Behind] = []
+        self._flushes: list[_Flush] = []
         self._abandoned: dict[int, str] = {}  # requests for permits nobody waits for -> circuit
         self._configs: dict[str, CircuitConfig | None] = {}  # what callers have declared
         self._declared: dict[str, None] = {}  # this manager has been told
@@ -189,8 +217,7 @@ class Session:
         self._patience = PATIENCE  # before we knock where somebody has let us in
         self._pause = RETRY  # before the next time that we knock
         self._reports = Reports()
-        self._syncing = 0  # the number of the Sync that is out, 0 when none is
-        self._synced_up_to = 0  # the number of the last report before it
+        self._syncing: _Syncing | None = None
         self._subscribed = False
         self._seen: int | None = None  # the version of the last event from this manager
         self._leases = Leases(gates, outlet)
@@ -204,8 +231,7 @@ class Session:
             self._send_declare(name)
         elif name in self._declared:
             # This manager was told something else: have it told anew after the next Welcome.
-            self._last_number += 1
-            self._declaring[self._last_number] = name
+            self._declaring[self._next_number()] = name
 
     def acquire(self, waiter: Waiter, name: str, deadline: float, now: float) -> None:
         """Ask for a permit: the answer is a Grant, a Rejected, an Error or, when lost, None.
@@ -226,12 +252,8 @@ class Session:
         if name in self._full and self._lines[DATA].phase is _Phase.READY:
             self.answers.append((waiter, self._full[name]))
             return
-
-        def build(number: int) -> Message:
-            return Acquire(number, name, to_micros(deadline + self._clock_offset))
-
         self.wanted.add(DATA)
-        self._ask(_Asked(waiter, DATA, build, (name,), deadline=deadline, since=now))
+        self._ask(_Wanted(waiter, name, deadline, since=now))
 
     def report(
         self,
@@ -301,12 +323,13 @@ class Session:
         self.wanted.add(CONTROL)
         if circuits:
             self.wanted.add(DATA)
-        self._held.append(_Asked(waiter, CONTROL, build, circuits, self._reports.handed_over))
+        question = _Question(waiter, build, circuits)
+        self._held.append(_Behind(self._reports.handed_over, question))
         self._pass_barrier()
 
     def flush(self, waiter: Waiter) -> None:
         """Answer the waiter with None when all that was reported before has been taken in."""
-        self._held.append(_Asked(waiter, DATA, None, (), self._reports.handed_over))
+        self._flushes.append(_Flush(self._reports.handed_over, waiter))
         self._pass_barrier()
 
     def subscribe(self, waiter: Waiter) -> None:
@@ -316,7 +339,7 @@ class Session:
         if self.away:
             self.answers.append((waiter, self.refusal))
         else:
-            self._ask(_Asked(waiter, CONTROL, self._build_subscribe, ()))
+            self._ask(_Question(waiter, self._build_subscribe))
 
     def needed(self, now: float) -> Set[int]:
         """The connections there should be now: none while away, then one to knock with."""
@@ -330,11 +353,10 @@ class Session:
             self._stay_away(None, now)
             return
         self.wanted.discard(CONTROL)  # the next one who asks there tries again
-        for number in [n for n, a in self._asked.items() if a.connection == CONTROL]:
+        for number in self._asked_on(CONTROL):
             self._answer(number, None)
-        control = [one for one in self._held if one.connection == CONTROL]
-        self.answers += [(one.waiter, None) for one in control]
-        self._held = [one for one in self._held if one.connection != CONTROL]
+        self.answers += [(behind.question.waiter, None) for behind in self._held]
+        self._held.clear()
 
     def _stay_away(self, refusal: Error | None, now: float) -> None:
         """Do without the manager, and knock again after a while."""
@@ -344,12 +366,8 @@ class Session:
         self._pause = min(2 * self._pause, RETRY_MAX)
         for line in self._lines:
             line.phase = _Phase.OFFLINE
-        # Not those who wait for reports to be taken in: these are kept, and it may still happen.
-        asked = [*self._asked.values(), *(a for a in self._held if a.build is not None)]
-        self.answers += [(one.waiter, refusal) for one in asked]
-        self._held = [one for one in self._held if one.build is None]
-        self._asked.clear()
-        self._numbers.clear()
+        # Not who waits for reports to be taken in: these are kept, and it may still happen.
+        self._answer_all(refusal)
 
     def abandon(self, waiter: Waiter, *, timed_out: bool) -> None:
         """Forget a waiter; a permit that comes for it later goes back by itself.
@@ -358,14 +376,15 @@ class Session:
             waiter: Who has stopped waiting.
             timed_out: It waited in vain: `lost` until the manager is heard again.
         """
-        self._held = [asked for asked in self._held if asked.waiter is not waiter]
-        number = self._numbers.get(waiter, 0)
-        asked = self._asked.get(number)
-        if asked is not None:
-            if asked.connection == DATA:
-                (self._abandoned[number],) = asked.circuits
+        self._held = [behind for behind in self._held if behind.question.waiter is not waiter]
+        self._flushes = [flush for flush in self._flushes if flush.waiter is not waiter]
+        number = self._numbers.get(waiter)
+        if number is not None:
+            asked = self._asked.get(number)
+            if isinstance(asked, _Wanted):
+                self._abandoned[number] = asked.name
                 self.lost |= timed_out
-            del self._asked[number]
+            self._asked.pop(number, None)
             del self._numbers[waiter]
 
     def resume(self, now: float) -> None:
@@ -401,10 +420,9 @@ class Session:
 
     def hang_up(self) -> None:
         """There will be no connection any more: answer whoever waits with None."""
-        self.answers += [(asked.waiter, None) for asked in (*self._asked.values(), *self._held)]
-        self._asked.clear()
-        self._numbers.clear()
-        self._held.clear()
+        self._answer_all(None)
+        self.answers += [(flush.waiter, None) for flush in self._flushes]
+        self._flushes.clear()
         self._reports.clear()
         self._leases.close()
         self.outbox.clear()
@@ -451,7 +469,8 @@ class Session:
                 self._synced(message, now)
             case Subscribed():
                 # Higher than what was asked for where the manager no longer has all we missed.
-                self._seen = max(message.version, self._seen or 0)
+                seen = message.version if self._seen is None else self._seen
+                self._seen = max(message.version, seen)
                 self._answer(message.request, message)
             case StatsOf():
                 self._heard(message.stats.name, message.stats.generation)
@@ -466,9 +485,8 @@ class Session:
 
     def _greet(self, connection: int, now: float) -> None:
         line = self._lines[connection]
-        self._last_number += 1
         line.phase = _Phase.GREETING
-        line.greeting = self._last_number
+        line.greeting = self._next_number()
         line.greeted_at = now
         hello = Hello(line.greeting, PROTOCOL, PROTOCOL, self._token, self._pid, self._started)
         self.outbox.append((connection, hello))
@@ -497,11 +515,9 @@ class Session:
         elif self._subscribed:
             if another_line:
                 self._seen = None  # versions are counted anew
-            self._last_number += 1
-            self.outbox.append((CONTROL, self._build_subscribe(self._last_number)))
-        for number, asked in self._asked.items():
-            if asked.connection == connection:
-                self._send(number, asked)
+            self._subscribe_anew()
+        for number in self._asked_on(connection):
+            self._send(number, self._asked[number])
         self._pass_barrier()
 
     def _set_clock(self, theirs: float, now: float) -> None:
@@ -531,7 +547,7 @@ class Session:
         for name in again:
             self._send_declare(name)
         self._send_reports(now)
-        self._syncing = 0
+        self._syncing = None
 
     def _refused(self, connection: int, error: Error, now: float) -> None:
         line = self._lines[connection]
@@ -540,7 +556,7 @@ class Session:
                 self._stay_away(error, now)
         elif error.kind == KINDS[Hello]:
             line.phase, line.refusal = _Phase.REFUSED, error
-            for number in [n for n, a in self._asked.items() if a.connection == connection]:
+            for number in self._asked_on(connection):
                 self._answer(number, error)
         elif error.code is ErrorCode.NO_SESSION or error.code is ErrorCode.OUT_OF_ORDER:
             if line.phase is _Phase.READY:
@@ -568,9 +584,10 @@ class Session:
     def _reason(self, error: Error) -> Error:
         """A circuit that the manager does not know, for what is asked of one it has no room for."""
         asked = self._asked.get(error.ref)
-        if error.code is not ErrorCode.UNKNOWN_CIRCUIT or asked is None or not asked.circuits:
+        if error.code is not ErrorCode.UNKNOWN_CIRCUIT or asked is None:
             return error
-        return self._full.get(asked.circuits[0], error)
+        circuits = (asked.name,) if isinstance(asked, _Wanted) else asked.circuits
+        return next((self._full[name] for name in circuits if name in self._full), error)
 
     def _report_refused(self, error: Error, now: float) -> None:
         if error.code not in _NOT_TAKEN_IN:
@@ -599,30 +616,26 @@ class Session:
         probe = message.deadline is not None
         grant = Grant(self._lines[DATA].epoch, message.operation, message.generation, probe)
         asked = self._asked.get(message.request)
-        if asked is not None and asked.connection != DATA:
-            return  # who asked for something else holds no permit, whatever the manager believes
-        if asked is not None:
-            (circuit,) = asked.circuits
-            self._leases.granted(circuit)
-            if self._leases.suspended(circuit) and not self._reports.failing(circuit):
-                self._leases.reported(circuit, now - UNREPORTED)
+        if isinstance(asked, _Wanted):
+            self._leases.granted(asked.name)
+            if self._leases.suspended(asked.name) and not self._reports.failing(asked.name):
+                self._leases.reported(asked.name, now - UNREPORTED)
             self._answer(message.request, grant)
-        else:
-            name = self._abandoned.get(message.request)
-            if name is not None:
-                self.report(name, grant, Outcome.NEUTRAL, now=now)
-                del self._abandoned[message.request]
+        elif message.request in self._abandoned:
+            name = self._abandoned[message.request]
+            self.report(name, grant, Outcome.NEUTRAL, now=now)
+            del self._abandoned[message.request]
 
     def _rejected(self, message: Rejected, now: float) -> None:
         self._renew(message.request)
         asked = self._asked.get(message.request)
-        if asked is not None and asked.connection == DATA:
-            self._leases.rejected(asked.circuits[0], message, now)
+        if isinstance(asked, _Wanted):
+            self._leases.rejected(asked.name, message, now)
         self._answer(message.request, message)
 
     def _renew(self, request: int) -> None:
         asked = self._asked.get(request)
-        if asked is not None:
+        if isinstance(asked, _Wanted):
             self._leases.renew(asked.since)
 
     def _reported(self, message: Reported, now: float) -> None:
@@ -660,7 +673,7 @@ class Session:
     @property
     def waiting(self) -> bool:
         """Somebody waits for an answer."""
-        return bool(self._asked or self._held)
+        return bool(self._asked or self._held or self._flushes)
 
     @property
     def leasing(self) -> bool:
@@ -669,12 +682,20 @@ class Session:
 
     # -- requests ----------------------------------------------------------------------------------
 
-    def _ask(self, asked: _Asked) -> None:
+    def _asked_on(self, connection: int) -> list[int]:
+        """The numbers of the requests that wait for an answer there."""
+        kind = _Wanted if connection == DATA else _Question
+        return [number for number, asked in self._asked.items() if isinstance(asked, kind)]
+
+    def _next_number(self) -> int:
         self._last_number += 1
-        number = self._last_number
+        return self._last_number
+
+    def _ask(self, asked: _Wanted | _Question) -> None:
+        number = self._next_number()
         self._asked[number] = asked
         self._numbers[asked.waiter] = number
-        line = self._lines[asked.connection]
+        line = self._lines[DATA if isinstance(asked, _Wanted) else CONTROL]
         if line.refusal is not None:
             self._answer(number, line.refusal)
         elif line.phase is _Phase.READY:
@@ -686,13 +707,16 @@ class Session:
         del self._asked[number]
 
     def _still_wanted(self, number: int, now: float) -> bool:
-        return number in self._asked and now < self._asked[number].deadline
+        asked = self._asked.get(number)
+        return isinstance(asked, _Wanted) and now < asked.deadline
 
-    def _send(self, number: int, asked: _Asked) -> None:
-        if asked.connection == DATA:
-            self._ensure_declared(asked.circuits)
-        assert asked.build is not None
-        self.outbox.append((asked.connection, asked.build(number)))
+    def _send(self, number: int, asked: _Wanted | _Question) -> None:
+        if isinstance(asked, _Wanted):
+            self._ensure_declared((asked.name,))
+            deadline = to_micros(asked.deadline + self._clock_offset)
+            self.outbox.append((DATA, Acquire(number, asked.name, deadline)))
+        else:
+            self.outbox.append((CONTROL, asked.build(number)))
 
     def _answer(self, number: int, answer: Answer) -> None:
         self._abandoned.pop(number, None)
@@ -702,44 +726,51 @@ class Session:
             del self._asked[number]
             self._numbers.pop(asked.waiter, None)
 
+    def _answer_all(self, answer: Answer) -> None:
+        """Answer every request."""
+        questions = [behind.question for behind in self._held]
+        self.answers += [(asked.waiter, answer) for asked in (*self._asked.values(), *questions)]
+        self._asked.clear()
+        self._numbers.clear()
+        self._held.clear()
+
     def _pass_barrier(self) -> None:
         """Let through, in order, what no longer has to wait for a report or a declaration."""
+        while self._flushes and self._reports.settled >= self._flushes[0].reports:
+            self.answers.append((self._flushes[0].waiter, None))
+            del self._flushes[0]
         while self._held and self._may_pass(self._held[0]):
-            asked = self._held.pop(0)
-            if asked.build is None:
-                self.answers.append((asked.waiter, None))
-            else:
-                self._ask(asked)
-        if self._held and self._reports and not self._syncing:
+            self._ask(self._held.pop(0).question)
+        if (self._held or self._flushes) and self._reports and self._syncing is None:
             self._hurry()
 
     def _hurry(self) -> None:
         """Have the acknowledgements sent that the barrier waits for."""
         if self._lines[DATA].phase is _Phase.READY:
-            self._last_number += 1
-            self._syncing = self._last_number
-            self._synced_up_to = self._reports.sent
-            self.outbox.append((DATA, Sync(self._syncing)))
+            self._syncing = _Syncing(self._next_number(), self._reports.sent)
+            self.outbox.append((DATA, Sync(self._syncing.request)))
 
     def _synced(self, message: Synced, now: float) -> None:
-        if message.request != self._syncing:
+        syncing = self._syncing
+        if syncing is None or message.request != syncing.request:
             return
-        self._syncing = 0
-        if self._reports.acknowledged < self._synced_up_to:
+        self._syncing = None
+        if self._reports.acknowledged < syncing.reports:
             # A report or its acknowledgement was lost on a connection that holds: the manager drops
             # what a client that was stopped does not read. To ask again would go on for ever.
             self._greet(DATA, now)
         else:
             self._pass_barrier()
 
-    def _may_pass(self, asked: _Asked) -> bool:
-        if asked.circuits:
+    def _may_pass(self, behind: _Behind) -> bool:
+        circuits = behind.question.circuits
+        if circuits:
             if self._lines[DATA].phase is not _Phase.READY:
                 return False
-            self._ensure_declared(asked.circuits)
-            if not set(self._declaring.values()).isdisjoint(asked.circuits):
+            self._ensure_declared(circuits)
+            if not set(self._declaring.values()).isdisjoint(circuits):
                 return False
-        return self._reports.settled >= asked.after
+        return self._reports.settled >= behind.reports
 
     def _ensure_declared(self, circuits: tuple[str, ...]) -> None:
         for name in circuits:
@@ -747,24 +778,27 @@ class Session:
                 self._send_declare(name)
 
     def _send_declare(self, name: str) -> None:
-        self._last_number += 1
+        number = self._next_number()
         self._declared[name] = None
-        self._declaring[self._last_number] = name
-        self.outbox.append((DATA, Declare(self._last_number, name, self._configs.get(name))))
+        self._declaring[number] = name
+        self.outbox.append((DATA, Declare(number, name, self._configs.get(name))))
 
     # -- events ------------------------------------------------------------------------------------
 
     def _build_subscribe(self, number: int) -> Message:
         return Subscribe(number, self._seen)
 
+    def _subscribe_anew(self) -> None:
+        """Have all that came since sent again."""
+        self.outbox.append((CONTROL, self._build_subscribe(self._next_number())))
+
     def _event(self, event: Event) -> None:
         self._heard(event.name, event.generation)  # whoever is told of it may act on it at once
         if self._seen is None or event.version == self._seen + 1:
             self._seen = event.version
             self.events.append(event)
-        elif event.version > self._seen + 1:  # some were lost on the way: have them sent again
-            self._last_number += 1
-            self.outbox.append((CONTROL, self._build_subscribe(self._last_number)))
+        elif event.version > self._seen:  # some were lost on the way
+            self._subscribe_anew()
 
     def check(self) -> None:
         """Assert what is true between any two calls. For tests."""
