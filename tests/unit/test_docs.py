@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import switchgear as sg
+from switchgear.client import reports, session
+from switchgear.manager import acks, actor, upkeep
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,3 +64,20 @@ def test_the_public_names_are_all_there_and_all_documented() -> None:
     assert sorted(sg.__all__) == sg.__all__
     for name in sg.__all__:
         assert getattr(sg, name).__doc__, name
+
+
+def test_the_protocol_tells_what_ours_chooses() -> None:
+    rows = re.findall(
+        r"^\| `([A-Z_]+)` \| ([\d.]+)(?: s)? \|", read("docs/protocol.md"), re.MULTILINE
+    )
+    told = {name: float(value) for name, value in rows}
+    modules = (session, reports, acks, actor)
+    chosen = {name: value for module in modules for name, value in vars(module).items()}
+    assert len(told) > 10
+    assert told == {name: chosen.get(name) for name in told}
+
+
+def test_the_guarantees_tell_how_soon_a_manager_without_files_ends() -> None:
+    said = "removed** or replaced ends within ten seconds"
+    assert said in read("docs/guarantees.md")
+    assert upkeep.LOOK_INTERVAL == 10.0
