@@ -447,6 +447,24 @@ def test_what_is_asked_of_a_circuit_that_was_refused_hears_why_and_the_list_has_
     assert is_refused(unknown, ErrorCode.UNKNOWN_CIRCUIT)
 
 
+def test_only_that_it_is_unknown_is_explained_by_that_it_was_refused(pair: Pair) -> None:
+    pair.connect(connection=CONTROL)
+    pair.run()
+    stats = pair.ask(lambda number: GetStats(number, "b"), "b")
+    subscription = pair.subscribe()
+    (first,) = pair.sent(GetStats)
+    (second,) = pair.sent(Subscribe)
+    refusals = [
+        Error(KINDS[GetStats], first[0], ErrorCode.MALFORMED, "no"),
+        Error(KINDS[Subscribe], second[0], ErrorCode.UNKNOWN_CIRCUIT, "no circuit"),
+        Error(KINDS[GetStats], 99, ErrorCode.UNKNOWN_CIRCUIT, "nobody has asked"),
+    ]
+    for refusal in refusals:
+        pair.session.received(CONTROL, refusal, pair.now)
+    pair.collect()
+    assert [stats.answer, subscription.answer] == refusals[:2]
+
+
 def test_it_is_declared_again_with_the_next_connection_and_to_the_next_manager(pair: Pair) -> None:
     pair.actor.max_circuits = 2
     assert is_refused(pair.acquire("b"), ErrorCode.TOO_MANY_CIRCUITS)

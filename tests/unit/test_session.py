@@ -270,6 +270,20 @@ def test_flush_is_answered_when_all_was_taken_in_and_not_before(pair: Pair) -> N
     assert stats(pair).total_successes == 3
 
 
+def test_each_flush_is_answered_in_its_time(pair: Pair) -> None:
+    first, second = granted(pair), granted(pair)
+    report(pair, first)
+    early, given_up = pair.flush(), pair.flush()
+    report(pair, second)
+    late = pair.flush()
+    pair.session.abandon(given_up, timed_out=False)
+    for number, answered in (1, (True, False)), (2, (True, True)):
+        pair.session.received(DATA, Reported(number, 99, Verdict.COUNTED), pair.now)
+        pair.collect()
+        assert (early.answered, late.answered) == answered
+    assert not given_up.answered
+
+
 def test_a_flush_and_a_question_do_not_wait_for_each_other(pair: Pair) -> None:
     report(pair, granted(pair))
     pair.session.declare("b", None)
@@ -1531,13 +1545,15 @@ def test_a_request_that_was_abandoned_and_rejected_is_not_asked_again(pair: Pair
 
 def test_who_hangs_up_has_answered_everybody_and_has_nothing_left(pair: Pair) -> None:
     report(pair, granted(pair))
-    earlier, asked, held = Waiter("earlier"), Waiter("asked"), Waiter("held")
+    earlier, asked = Waiter("earlier"), Waiter("asked")
+    held, flush = Waiter("held"), Waiter("flush")
     pair.session.answers.append((earlier, None))
     pair.session.acquire(asked, "a", pair.now + 1.0, pair.now)
     pair.session.ask(held, Ping)
+    pair.session.flush(flush)
     assert pair.session.outbox
     pair.session.hang_up()
-    assert [waiter for waiter, _ in pair.session.answers] == [earlier, asked, held]
+    assert [waiter for waiter, _ in pair.session.answers] == [earlier, asked, held, flush]
     assert all(answer is None for _, answer in pair.session.answers)
     assert not pair.session.outbox
     assert not pair.session.waiting

@@ -684,7 +684,7 @@ class Session:
 
     def _asked_on(self, connection: int) -> list[int]:
         """The numbers of the requests that wait for an answer there."""
-        kind = _Wanted if connection == DATA else _Question
+        kind = (_Wanted, _Question)[connection]
         return [number for number, asked in self._asked.items() if isinstance(asked, kind)]
 
     def _next_number(self) -> int:
