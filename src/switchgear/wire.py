@@ -148,26 +148,36 @@ def _place_in(choices: tuple[Any, ...]) -> _Field:
 
 
 def _optional(field: _Field) -> _Field:
-    decode, encode, inline, table = field
-    return _Field(
-        lambda value: None if value is None else decode(value),
-        encode and (lambda value: None if value is None else encode(value)),
-        f"None if x is None else {inline}",
-        table,
+    decode, encode = field.decode, field.encode
+    return field._replace(
+        decode=lambda value: None if value is None else decode(value),
+        encode=encode and (lambda value: None if value is None else encode(value)),
+        inline=f"None if x is None else {field.inline}",
     )
 
 
 def _record(build: Callable[..., Any], fields: Mapping[str, _Field]) -> _Field:
     """An object as an array of its attributes, in the order given."""
-    names, row = tuple(fields), tuple(fields.values())
-
-    def decode(value: object) -> object:
-        return build(**dict(zip(names, _decode_row(value, row), strict=True)))
 
     def encode(value: object) -> object:
-        return _encode_row([getattr(value, name) for name in names], row)
+        return tuple(
+            getattr(value, name) if field.encode is None else field.encode(getattr(value, name))
+            for name, field in fields.items()
+        )
 
-    return _Field(decode, encode)
+    return _Field(lambda value: build(**_decode_row(value, fields)), encode)
+
+
+def _decode_row(value: object, fields: Mapping[Any, _Field]) -> dict[Any, Any]:
+    array = _known(value, len(fields))
+    return {key: field.decode(array[place]) for place, (key, field) in enumerate(fields.items())}
+
+
+def _known(value: object, size: int) -> tuple[Any, ...]:
+    """The elements of an array that this version knows; a later one may have added some."""
+    if type(value) is not tuple or len(value) < size:
+        raise ValueError(f"expected an array of {size}, got {_short(value)}")
+    return value[:size]
 
 
 def _array_of(field: _Field, most: int) -> _Field:
@@ -176,36 +186,28 @@ def _array_of(field: _Field, most: int) -> _Field:
             return tuple([field.decode(item) for item in value])
         raise ValueError(f"expected an array of at most {most}, got {_short(value)}")
 
-    if field.encode is None:
-        return _Field(decode)
-    return _Field(decode, lambda value: _encode_row(value, (field,) * len(value)))
+    encode = field.encode
+    return _Field(decode, encode and (lambda value: tuple(map(encode, value))))
 
 
-def _numbers(field: _Field, highest: int, most: int) -> _Field:
-    """Numbers of one kind. There may be many, so they are looked at together, not one by one."""
-    one_by_one = _array_of(field, most).decode
+def _numbers(highest: int, most: int) -> _Field:
+    """Whole numbers. There may be many, so they are looked at together, not one by one."""
 
     def decode(value: object) -> object:
-        if type(value) is tuple and 0 < len(value) <= most and set(map(type, value)) == {int}:
-            lowest, greatest = min(value), max(value)
-            if lowest >= 0 and greatest <= highest:
-                return value
-        return one_by_one(value)
+        if (
+            type(value) is tuple
+            and len(value) <= most
+            and (
+                not value
+                or (set(map(type, value)) == {int} and min(value) >= 0 and max(value) <= highest)
+            )
+        ):
+            return value
+        raise ValueError(
+            f"expected at most {most} whole numbers from 0 to {highest}, got {_short(value)}"
+        )
 
     return _Field(decode)
-
-
-def _decode_row(value: object, fields: Sequence[_Field]) -> list[Any]:
-    if type(value) is not tuple or len(value) < len(fields):
-        raise ValueError(f"expected an array of {len(fields)}, got {_short(value)}")
-    return [field.decode(item) for field, item in zip(fields, value, strict=False)]
-
-
-def _encode_row(values: Sequence[object], fields: Sequence[_Field]) -> tuple[object, ...]:
-    return tuple(
-        value if field.encode is None else field.encode(value)
-        for field, value in zip(fields, values, strict=True)
-    )
 
 
 # The same few names come with every message. These have passed; a refused one is not remembered.
@@ -234,7 +236,7 @@ def _short(value: object) -> str:
 _integer = _whole(_MAX_INTEGER)
 _count = _whole(MAX_COUNT)
 _micros = _whole(_MAX_MICROS)
-_durations = _numbers(_micros, _MAX_MICROS, LATENCY_WINDOW)
+_durations = _numbers(_MAX_MICROS, LATENCY_WINDOW)
 _duration = _Field(
     lambda value: to_seconds(_micros.decode(value)),
     to_micros,
@@ -304,7 +306,7 @@ _metrics = _record(
         "permits_lost": _integer,
         "stale_reports": _integer,
         "transitions": _Field(
-            lambda value: dict(zip(State, _decode_row(value, (_integer,) * 3), strict=True)),
+            lambda value: _decode_row(value, dict.fromkeys(State, _integer)),
             lambda value: tuple(value[state] for state in State),
         ),
         "avg_latency": _optional(_duration),
@@ -731,11 +733,11 @@ def _reader(message: type[Message]) -> Callable[[tuple[Any, ...]], Message]:
 
         def read(array):
             if len(array) != 2:
-                array = first(array, 2)
-            [_, x1] = array
-            return new(message, (x1 if type(x1) is int and 0 <= x1 <= ... else decode1(x1),))
+                array = known(array, 2)
+            [_, x0] = array
+            return new(message, (x0 if type(x0) is int and 0 <= x0 <= ... else decode0(x0),))
     """
-    fields = dict(enumerate(_FIELDS[message], start=1))
+    fields = dict(enumerate(_FIELDS[message]))
     size = 1 + len(fields)
     values = [
         re.sub(r"\b(x|decode|table)\b", rf"\g<1>{place}", field.inline)
@@ -744,23 +746,17 @@ def _reader(message: type[Message]) -> Callable[[tuple[Any, ...]], Message]:
     source = f"""
 def read(array):
     if len(array) != {size}:
-        array = first(array, {size})
+        array = known(array, {size})
     [{", ".join(["_", *(f"x{place}" for place in fields)])}] = array
     return new(message, ({"".join(f"{value}," for value in values)}))
 """
     # tuple's own __new__, because that of a NamedTuple is a Python function that calls it.
-    names: dict[str, Any] = {"message": message, "new": tuple.__new__, "first": _first}
+    names: dict[str, Any] = {"message": message, "new": tuple.__new__, "known": _known}
     for place, field in fields.items():
         names |= {f"decode{place}": field.decode, f"table{place}": field.table}
     exec(compile(source, f"<reader of {message.__name__}>", "exec"), names)
     read: Callable[[tuple[Any, ...]], Message] = names["read"]
     return read
-
-
-def _first(array: tuple[Any, ...], size: int) -> tuple[Any, ...]:
-    if len(array) < size:
-        raise ValueError(f"expected {size - 1} fields, got {len(array) - 1}")
-    return array[:size]
 
 
 def _encoders(message: type[Message]) -> tuple[tuple[int, Callable[[Any], object]], ...]:
@@ -839,8 +835,12 @@ def decode(frame: bytes, allowed: Set[type[Message]]) -> Message:
         raise Malformed(array[0], _ref(*array[1:2]), code, text) from None
 
 
-def _ref(value: object = 0) -> int:
-    return value if type(value) is int and 0 <= value <= _MAX_INTEGER else 0
+def _ref(value: object = None) -> int:
+    try:
+        number: int = _integer.decode(value)
+    except ValueError:
+        return 0
+    return number
 
 
 _Packer: Final = msgpack.Packer

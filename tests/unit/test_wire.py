@@ -490,6 +490,28 @@ def test_a_missing_field_is_refused(message: Message, golden: str) -> None:
         assert wrong.kind == KINDS[type(message)]
 
 
+@pytest.mark.parametrize(
+    ("message", "record"),
+    [
+        (Declared(6, 101, CONFIG), (3,)),
+        (StatsOf(2, 110, STATS), (3,)),
+        (StatsOf(2, 110, STATS), (3, 15)),
+        (MetricsOf(3, 111, METRICS), (3,)),
+        (HistoryOf(10, 117, CHANGES), (3, 1)),
+    ],
+)
+def test_a_record_within_a_message_may_be_longer_but_not_shorter(
+    message: Message, record: tuple[int, ...]
+) -> None:
+    array, way = array_of(encode(message).hex()), way_of(type(message))
+    longer = (*at(array, record), "of a later version", (1, (2,)))
+    assert decode(msgpack.packb(put(array, record, longer)), way) == message
+    shorter = at(array, record)[:-1]
+    wrong = refusal(msgpack.packb(put(array, record, shorter)), way)
+    assert wrong.code is ErrorCode.MALFORMED
+    assert f"an array of {len(shorter) + 1}" in wrong.text
+
+
 # No field of any message may hold one of these, at any depth.
 NEVER: Final[tuple[object, ...]] = (
     -1,
@@ -791,6 +813,17 @@ def test_an_enumeration_ends_where_it_ends(frame: tuple[object, ...], highest: i
     assert not decodes_or_is_refused(
         msgpack.packb(put(frame, place, highest + 1)), frozenset(KINDS)
     )
+
+
+def test_durations_may_be_none_to_a_hundred_of_no_time_to_the_longest() -> None:
+    longest = int(MAX_SECONDS) * 1_000_000
+    batch = Batch(45, "payments", EPOCH, 3, 250, 2, 1, ())
+    for durations in ((), (0,), (longest,), (longest, 0, 1), (1,) * LATENCY_WINDOW):
+        fits = batch._replace(durations=durations)
+        assert decode(encode(fits), TO_DATA) == fits
+    for durations in ((1, -1), (longest + 1, 1), (1, True), (1,) * (LATENCY_WINDOW + 1)):
+        wrong = refusal(encode(batch._replace(durations=durations)), TO_DATA)
+        assert wrong.code is ErrorCode.MALFORMED
 
 
 def test_a_cause_that_is_none_is_refused() -> None:
