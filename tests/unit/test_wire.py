@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator, Set
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final, get_args
 
 import msgpack
@@ -708,6 +710,37 @@ def test_a_reader_gives_and_refuses_what_the_decoders_of_its_fields_do(
         assert fields_or_refusal(wire._READERS[type(message)], array) == expected, array
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        Acquire(7, "payments", 123_506_789),
+        Granted(7, 102, 1, None),
+        Granted(8, 104, 3, 183_456_789),
+        Rejected(9, 105, State.OPEN, 29.5, "TimeoutError: 25 s"),
+        Report(42, "payments", EPOCH, 102, 1, Outcome.FAILURE, 25_000_000, "TimeoutError: 25 s"),
+        Reported(42, 103, Verdict.COUNTED),
+    ],
+    ids=lambda message: type(message).__name__,
+)
+def test_what_crosses_for_every_call_is_decoded_without_a_function_for_each_field(
+    message: Message,
+) -> None:
+    frame, way = encode(message), way_of(type(message))
+    decode(frame, way)  # the name is known from then on
+    called: list[str] = []
+
+    def note(running: FrameType, event: str, _: object) -> None:
+        if event == "call" and "msgpack" not in running.f_code.co_filename:
+            called.append(running.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        decode(frame, way)
+    finally:
+        sys.setprofile(None)
+    assert called == ["decode", "read"]
+
+
 def test_names_are_remembered_up_to_a_limit_and_refused_ones_not_at_all() -> None:
     for number in range(wire._MAX_KNOWN_NAMES + 2):
         assert decode(encode(GetStats(1, f"n{number}")), TO_CONTROL) == GetStats(1, f"n{number}")
@@ -1087,7 +1120,7 @@ def test_a_golden_frame_with_a_random_field_decodes_or_is_refused(
 
 
 def test_a_malformed_message_pickles_with_what_is_to_be_answered() -> None:
-    wrong = Malformed(3, 17, ErrorCode.BAD_CONFIG, "out of range")
+    wrong = Malformed(kind=3, ref=17, code=ErrorCode.BAD_CONFIG, text="out of range")
     again = pickle.loads(pickle.dumps(wrong))
     assert type(again) is Malformed
     assert (again.kind, again.ref, again.code) == (3, 17, ErrorCode.BAD_CONFIG)
@@ -1127,6 +1160,25 @@ def test_a_refusal_shows_what_came_and_no_more_than_sixty_characters_of_it(
     with pytest.raises(Malformed) as refused:
         decode(frame, TO_CONTROL)
     assert str(refused.value).endswith(f"got {told}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "expected"),
+    [
+        (Hello, "request", f"a whole number from 0 to {MAX_INTEGER}"),
+        (Hello, "session", "16 bytes"),
+        (Error, "text", f"text of at most {MAX_ERROR_CHARACTERS} characters"),
+        (Reported, "verdict", "one of [0, 1, 2]"),
+        (Event, "cause", f"one of {', '.join(sorted(CAUSES))}"),
+        (ListOf, "circuits", f"an array of at most {PAGE}"),
+        (ListOf, "more", "a boolean"),
+        (Batch, "durations", f"at most {LATENCY_WINDOW} whole numbers from 0 to {10**15}"),
+    ],
+)
+def test_a_refusal_says_what_was_expected(kind: type[Message], field: str, expected: str) -> None:
+    array = next(array_of(golden) for message, golden in GOLDEN if type(message) is kind)
+    frame = msgpack.packb(put(array, (1 + kind._fields.index(field),), None))
+    assert f"expected {expected}, got None" in refusal(frame, way_of(kind)).text
 
 
 def test_a_malformed_message_is_made_of_what_is_to_be_answered() -> None:
