@@ -16,7 +16,7 @@ from .config import CircuitConfig
 from .states import State
 
 LATENCY_WINDOW: Final = 100  # executed calls; the Go original's
-_SLACK: Final = 28  # durations that may be kept beyond it, so that not each new one moves the rest
+_ROOM: Final = 128  # durations that may be kept, so that not each new one moves all the others
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +145,7 @@ class LatencyWindow:
     def add(self, duration: float) -> None:
         """Take in one duration, seconds."""
         self._durations.append(duration)
-        if len(self._durations) > LATENCY_WINDOW + _SLACK:
+        if len(self._durations) > _ROOM:
             del self._durations[:-LATENCY_WINDOW]
 
     def extend(self, durations: Iterable[float]) -> None:

@@ -7,6 +7,7 @@ import math
 import pickle
 from collections import deque
 from datetime import datetime, timezone
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -179,11 +180,14 @@ def test_the_window_is_the_last_hundred_of_any_history_however_it_came_in(seed: 
             assert found.avg_latency == math.fsum(ordered) / len(ordered)
 
 
-def test_the_window_keeps_little_more_than_it_tells() -> None:
-    window = LatencyWindow()
+def test_the_window_keeps_a_kibibyte_at_most_and_is_seldom_moved() -> None:
+    window, kept = LatencyWindow(), [0]
     for number in range(10 * LATENCY_WINDOW):
         window.add(float(number))
-        assert len(window._durations) < 2 * LATENCY_WINDOW
+        kept.append(len(window._durations))
+    assert max(kept) * window._durations.itemsize == 1024
+    moved = sum(after <= before for before, after in pairwise(kept))
+    assert moved < 10 * LATENCY_WINDOW // 20
     window.extend(range(10 * LATENCY_WINDOW))
     assert len(window._durations) == LATENCY_WINDOW
 
