@@ -99,6 +99,10 @@ def test_a_config_cannot_be_changed_after_it_is_built() -> None:
     assert config == CircuitConfig()
 
 
+def test_a_config_has_no_room_for_anything_else() -> None:
+    assert not hasattr(CircuitConfig(), "__dict__")
+
+
 def test_a_config_takes_keywords_only() -> None:
     with pytest.raises(TypeError):
         CircuitConfig(5)  # type: ignore[call-arg]  # wrong on purpose
