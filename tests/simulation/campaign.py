@@ -50,19 +50,21 @@ NOTHING: Final = Result(0, 0, 0.0, Counter(), {})
 
 def live(life: Life) -> str | None:
     """Run one life, and say what was broken, if anything was."""
+    # Managers say when they go on from a journal, and clients when they lose one: as they should.
+    logging.disable(logging.CRITICAL)
     try:
         life.run()
     except Violation as violation:
         return f"{violation} [{life.world.digest}]"
     except Exception as error:  # the package's own, which is as bad
         return f"{type(error).__name__}: {error} [{life.world.digest}]"
+    finally:
+        logging.disable(logging.NOTSET)
     return None
 
 
 def live_all(seeds: range, plant: str | None = None) -> Result:
     """Run some lives in this process."""
-    # Managers say when they go on from a journal, and clients when they lose one: as they should.
-    logging.disable(logging.CRITICAL)
     began, events, seen = time.process_time(), 0, Counter[str]()
     failures: dict[int, str] = {}
     with planted(plant):
@@ -73,7 +75,6 @@ def live_all(seeds: range, plant: str | None = None) -> Result:
                 failures[seed] = failure
             events += life.world.events
             seen += life.seen
-    logging.disable(logging.NOTSET)
     return Result(len(seeds), events, time.process_time() - began, seen, failures)
 
 

@@ -7,11 +7,13 @@ nothing may be stuck, and all that ended must have been counted, once.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from switchgear.client.claim import ThreadWaiter
 from switchgear.config import CircuitConfig
 from switchgear.states import Outcome, State
 from switchgear.wire import GetStats, Reset
@@ -20,7 +22,7 @@ from .journals import Filed, Remembered
 from .managers import Killed, Manager
 from .network import Network, Weather
 from .oracle import Oracle
-from .processes import Asker, Process, virtual
+from .processes import Process, virtual
 from .world import IDLE, START, Violation, World
 
 NAMES: Final = ("a", "b", "c")
@@ -229,7 +231,7 @@ class Life:
         self._everybody.append(process)
         self.processes.append(process)
         if self.world.chance() < 0.4:
-            process.link.subscribe()
+            process.link.subscribe(math.inf)
         self._plan_call(process)
         return process
 
@@ -249,9 +251,9 @@ class Life:
 
     def _ask(self, process: Process, name: str) -> None:
         if self.world.chance() < 0.5:
-            process.link.flush()
+            process.flush()
         else:
-            process.link.ask(lambda number: GetStats(number, name), (name,), within=2.0)
+            process.ask(lambda number: GetStats(number, name), name)
 
     def _any(self) -> Process | None:
         living = [process for process in self.processes if not process.dead]
@@ -280,15 +282,15 @@ class Life:
         self.processes.remove(process)
         self._begin_process()
         ended = self.oracle.ended(process)
-        self.world.after(0.05, self._leave, process, process.link.flush(), ended)
+        self.world.after(0.05, self._leave, process, process.flush(), ended)
         return None
 
-    def _leave(self, process: Process, flush: Asker, ended: int) -> object:
+    def _leave(self, process: Process, flush: ThreadWaiter, ended: int) -> object:
         if process.defer(self._leave, process, flush, ended):
             return IDLE
         if flush.answered and self.oracle.ended(process) == ended:
             self.oracle.settled(process)
-        process.link.post(process.link.session.goodbye)
+        process.link._post(process.link._session.goodbye)
         return process.die()
 
     def _fork(self) -> object:
@@ -347,7 +349,7 @@ class Life:
         process, name = self._any(), self.world.random.choice(list(self._configs))
         if process is None or process.stopped:
             return IDLE
-        process.link.ask(lambda number: Reset(number, name), (name,), within=2.0)
+        process.ask(lambda number: Reset(number, name), name)
         return None
 
     def _configure(self) -> object:
@@ -355,7 +357,7 @@ class Life:
         if process is None or process.stopped:
             return IDLE
         config = self._config(self.most_probes(name))
-        process.link.post(process.link.session.declare, name, config)
+        process.link.declare(name, config)
         return None
 
     def _suspend(self) -> None:
@@ -409,12 +411,12 @@ class Life:
                 raise Violation(f"G4: {name} is {circuit.state}, waiting for {circuit.probes}")
 
     def _settle(self) -> None:
-        flushes = [(process, process.link.flush()) for process in self.processes]
+        flushes = [(process, process.flush()) for process in self.processes]
         self._pass(3.0)
         for process, flush in flushes:
             if not flush.answered:
                 raise Violation(f"G10: {process} cannot hand over what it has")
-            process.link.session.check()
+            process.link._session.check()
             self.oracle.settled(process)
             self.oracle.saw_all(process)
         assert self._manager is not None
@@ -422,7 +424,7 @@ class Life:
         self.oracle.nothing_is_out(self.processes)
         for process in self.processes:
             for name in self._configs:
-                process.link.ask(lambda number, of=name: GetStats(number, of), (name,), within=2.0)
+                process.ask(lambda number, of=name: GetStats(number, of), name)
         self._pass(2.5)
 
     def _admit_again(self) -> None:

@@ -479,7 +479,7 @@ class Oracle:
                 self._known[key] = place
 
     def _line_heard(self, process: Process, socket: int) -> int:
-        connection = process.link._lines[socket]
+        connection = process.link.lines[socket]
         assert connection is not None
         return connection.manager.actor.origin
 
@@ -500,7 +500,7 @@ class Oracle:
 
     def _check_skipped(self, process: Process, line: int, first: int, seen: int) -> None:
         """A successor knows the last events of each circuit, and tells those that are in a row."""
-        connection = process.link._lines[CONTROL]
+        connection = process.link.lines[CONTROL]
         assert connection is not None
         # Those that nobody was ever told of are not among them, and cannot be missed.
         told = [self._events.get((line, version)) for version in range(first, seen)]

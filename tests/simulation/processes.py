@@ -1,33 +1,35 @@
 """A client's process: the real session, leases, breakers and standby, and what its threads do.
 
-`Link` does with events what the real one does with a thread and sockets; everything that decides is
-the package's own code. Breakers are the real ones, on a client of which they see as much as they
-use. They read the clock themselves, so `virtual` gives them one.
+`Link` is the real one but for its thread, its sockets and how callers wait, which here are actions
+of the world; everything that decides is the package's own code. Breakers are the real ones, on a
+client of which they see as much as they use. All read the clock themselves, so `virtual` gives them
+one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
+import os
+import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from unittest import mock
 
 from switchgear.circuit import Totals
-from switchgear.client import breaker, permit
+from switchgear.client import breaker, link, permit
 from switchgear.client.breaker import Breaker
-from switchgear.client.claim import Claim, Hold
-from switchgear.client.lease import Gate, Lease, Settled
-from switchgear.client.link import FLUSH_INTERVAL
+from switchgear.client.claim import Claim, ThreadWaiter
+from switchgear.client.lease import Gate, Lease
 from switchgear.client.permit import Permit
-from switchgear.client.reports import One, Whole
-from switchgear.client.session import Answer, Grant, Session
+from switchgear.client.session import Answer, Session
 from switchgear.client.standby import Standby, StandbyPermit
 from switchgear.config import CircuitConfig
 from switchgear.errors import CallNotPermittedError
-from switchgear.manager.sessions import CONTROL, DATA
+from switchgear.manager.sessions import DATA
 from switchgear.states import Outcome
 from switchgear.wire import FROM_CONTROL, FROM_DATA, Message, decode
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from .oracle import Oracle
 
 ACQUIRE_TIMEOUT: Final = 0.05  # seconds
+CONTROL_TIMEOUT: Final = 2.0
 
 
 class Down(Exception):
@@ -50,7 +53,7 @@ class Waiter(Claim):
     __slots__ = ("call", "overdue")
 
     def __init__(self, link: Link, name: str | None) -> None:
-        super().__init__(link, name)  # type: ignore[arg-type]  # it reports there, and no more
+        super().__init__(link, name)
         self.overdue = False
         self.call: Call | None = None  # that is resumed; None: it has not begun to wait
 
@@ -74,19 +77,15 @@ class Waiter(Claim):
             yield self
 
 
-class Asker:
+class Asker(ThreadWaiter):
     """Somebody who has asked on the control connection, or for a flush."""
 
-    __slots__ = ("answer", "answered")
-
-    def __init__(self) -> None:
-        self.answer: Answer = None
-        self.answered = False
+    __slots__ = ()
 
     def complete(self, answer: Answer) -> None:
-        """See `session.Waiter`."""
+        """See `ThreadWaiter`."""
         assert not self.answered, "one request was answered twice"
-        self.answer, self.answered = answer, True
+        super().complete(answer)
 
 
 class Call:
@@ -125,254 +124,147 @@ class Call:
         return None
 
 
-class Link:
-    """As the real one: a session and its two connections. See the module."""
+class Link(link.Link):
+    """The real one, but for its sockets, its thread, and how callers wait. See the module.
+
+    Attributes:
+        lines: Its connections; None: there is none yet.
+        waiter: Who has asked last, on the control connection or for a flush.
+    """
+
+    waiter: ThreadWaiter
 
     def __init__(self, process: Process) -> None:
         self.process = process
-        self.session = Session(process.token, process.number, process.gates, self)
+        self.pid = os.getpid()
+        self.lines: dict[int, Connection | None] = {}
         self._world = process.world
-        self._lines: dict[int, Connection | None] = {}  # None: there is none yet
-        self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self._dirty: deque[Lease] = deque()
+        self._address = process.address  # type: ignore[assignment]  # it is only told
+        self._gates = process.gates
+        self._session = Session(process.token, process.number, process.gates, self)
+        self._inbox = deque()
+        self._dirty = deque()
         self._collect_at = -math.inf
-        self._wakes_at = math.inf
-        self._lost = False
-        self._turning = False
+        self._knock_at = self._dozes_until = math.inf
+        self._asleep = True
+        self._wake = SimpleNamespace(set=self._plan)  # type: ignore[assignment]  # as used here
+        self._driver = threading.RLock()
+        self._turning = self._watching = None
+        self._interrupted = self._closed = self._outage = self._away = False
+        self._outage_level = logging.WARNING
+        self._on_events = lambda events: process.oracle.learns(process, events)
+        self._on_return = process.standby.end
 
-    # -- what breakers and leases call -------------------------------------------------------------
+    # -- waiting -----------------------------------------------------------------------------------
 
-    def acquire_async(self, name: str, timeout: float) -> Awaitable[Waiter | None]:
+    async def acquire_async(self, name: str, timeout: float) -> Waiter | None:
         """See the real one."""
-        return self._acquire(name, timeout)
-
-    async def _acquire(self, name: str, timeout: float) -> Waiter | None:
         world = self._world
         deadline = world.now + timeout
         waiter = Waiter(self, name)
-        self.post(self.session.acquire, waiter, name, deadline, world.now)
+        self._post(self._session.acquire, waiter, name, deadline, world.now)
         if not waiter.answered:
             world.at(deadline, waiter.expire)
             await waiter
         if waiter.answered:
             return waiter
-        self.post(self._abandon, waiter, True)
+        self._post(self._abandon, waiter, True)
         return None
 
-    def _abandon(self, waiter: Waiter, timed_out: bool) -> None:
-        if not waiter.answered:
-            self.session.abandon(waiter, timed_out=timed_out)
-        else:
-            self._report(waiter.hold, Outcome.NEUTRAL)
+    def _wait_for(
+        self, waiter: ThreadWaiter, deadline: float, command: Callable[..., None], *args: object
+    ) -> bool:
+        """Whoever asks does something else meanwhile."""
+        self.waiter = waiter
+        self._post(command, *args)
+        self._world.at(deadline, self._give_up, waiter)
+        return waiter.answered
 
-    def report(
-        self,
-        hold: Hold,
-        outcome: Outcome,
-        duration: float = 0.0,
-        error: str | None = None,
-        settled: Settled | None = None,
-    ) -> None:
-        """See the real one."""
-        if self.process.dead:
-            return
-        assert hold.name is not None
-        gate = self.process.gates[hold.name]
-        if outcome is Outcome.FAILURE:
-            gate.suspend(self._world.now)
-        args = (hold, outcome, duration, error, settled)
-        probe = not isinstance(hold.answer, Grant) or hold.answer.probe
-        if outcome is Outcome.SUCCESS and not probe and not gate.lease.runs:
-            self._inbox.append((self._report, args))
-            self._wake_by(self._world.now + 0.0002)
-        else:
-            self.post(self._report, *args)
-
-    def _report(
-        self,
-        hold: Hold,
-        outcome: Outcome,
-        duration: float = 0.0,
-        error: str | None = None,
-        settled: Settled | None = None,
-    ) -> None:
-        if not hold.reported and isinstance(hold.answer, Grant):
-            assert hold.name is not None
-            now = self._world.now
-            rest = (outcome, duration, error, settled)
-            self.session.report(hold.name, hold.answer, *rest, now=now, owed=hold)
-
-    def rouse(self, lease: Lease) -> None:
-        """See `Outlet`."""
-        if not self.process.dead:
-            self._dirty.append(lease)
-            self._wake_by(max(self._world.now, self._collect_at))
-
-    def fail(
-        self, lease: Lease, duration: float, error: str | None, settled: Settled | None
-    ) -> None:
-        """See `Outlet`."""
-        if not self.process.dead:
-            now = self._world.now
-            self.process.gates[lease.name].suspend(now)
-            grant = (lease.epoch, None, lease.generation)
-            failure = One(lease.name, grant, Outcome.FAILURE, duration, error, settled)
-            self.post(lambda: self.session.report_failure(failure, lease, now=now))
-
-    def report_totals(self, name: str, totals: Totals) -> None:
-        """See the real one."""
-        self.post(lambda: self.session.report_totals(Whole(name, totals), now=self._world.now))
-
-    def ask(
-        self, build: Callable[[int], Message], circuits: tuple[str, ...] = (), *, within: float
-    ) -> Asker:
-        """Ask on the control connection, and wait that many seconds."""
-        asker = Asker()
-
-        def ask() -> None:
-            self._collect()
-            self.session.ask(asker, build, circuits)
-
-        self.process.tell()
-        self.post(ask)
-        self._world.after(within, self._give_up, asker)
-        return asker
-
-    def flush(self) -> Asker:
-        """Have everything taken in that was reported."""
-        asker = Asker()
-
-        def flush() -> None:
-            self._collect()
-            self.session.flush(asker)
-
-        self.process.tell()
-        self.post(flush)
-        return asker
-
-    def subscribe(self) -> None:
-        """Have events collected."""
-        self.post(self.session.subscribe, Asker())
-
-    def _give_up(self, asker: Asker) -> object:
-        if asker.answered or self.process.defer(self._give_up, asker):
+    def _give_up(self, waiter: ThreadWaiter) -> object:
+        if waiter.answered or self.process.defer(self._give_up, waiter):
             return IDLE
-        self.post(lambda: self.session.abandon(asker, timed_out=True))
+        self._post(self._abandon, waiter, True)
         return None
 
     # -- what the network does ---------------------------------------------------------------------
 
     def connected(self, connection: Connection) -> None:
         """A manager can be written to."""
-        self._lines[connection.socket] = connection
-        self.session.connected(connection.socket, self._world.now)
-        self._turn()
+        self.lines[connection.socket] = connection
+        self._session.connected(connection.socket, self._world.now)
+        self._drive()
 
     def disconnected(self, connection: Connection) -> object:
         """It can no longer."""
         if self.process.defer(self.disconnected, connection):
             return IDLE
-        if self._lines.get(connection.socket) is not connection:
+        if self.lines.get(connection.socket) is not connection:
             return IDLE
         self._world.note(str(self.process), f"is disconnected from {connection.socket}")
-        del self._lines[connection.socket]
-        self.session.disconnected(connection.socket)
-        self._turn()
+        del self.lines[connection.socket]
+        self._session.disconnected(connection.socket)
+        self._drive()
         return None
 
     def arrive(self, connection: Connection, frame: bytes) -> None:
         """A message has come."""
-        socket = connection.socket
-        if self._lines.get(socket) is not connection:
+        socket, world = connection.socket, self._world
+        if self.lines.get(socket) is not connection:
             return
-        self._world.witness(frame)
+        world.witness(frame)
         message = decode(frame, FROM_DATA if socket == DATA else FROM_CONTROL)
-        if self._world.tracing:
-            self._world.note(f"> {self.process}", message)
+        if world.tracing:
+            world.note(f"> {self.process}", message)
         self.process.oracle.hears(self.process, socket, message)
-        self.session.received(socket, message, self._world.now)
-        self._turn()
+        self._session.received(socket, message, world.now)
+        self._drive()
 
     # -- turns -------------------------------------------------------------------------------------
 
-    def post(self, command: Callable[..., None], *args: object) -> None:
-        """Have a command done in a turn."""
-        self._inbox.append((command, args))
-        self._turn()
+    def _do_what_was_posted(self) -> None:
+        """And knock, which the real one does when it has sent and received first."""
+        super()._do_what_was_posted()
+        self._knock_at = self._session.knock_at
+        if self._world.now >= self._knock_at:
+            self._session.knock(self._world.now)
+            self._knock_at = self._session.knock_at
 
-    def _turn(self) -> None:
-        if self._turning:
-            return  # whoever is at it comes to what was posted
-        self._turning = True
-        session = self.session
-        while True:
-            while self._inbox:
-                command, args = self._inbox.popleft()
-                command(*args)
-            if self._world.now >= session.knock_at:
-                session.knock(self._world.now)
-            if self._dirty and self._world.now >= self._collect_at:
-                self._collect()
-            if len(session.wanted) > len(self._lines):
-                self._connect()
+    def _exchange(self, now: float) -> None:
+        """Connect, and send; what has arrived was handed in."""
+        session = self._session
+        if len(session.wanted) > len(self.lines):
+            for socket in sorted(session.wanted - self.lines.keys()):
+                self.lines[socket] = None
+                self.process.network.want(self.process, socket)
+        if session.outbox:
             outbox, session.outbox = session.outbox, []
             for socket, message in outbox:
-                connection = self._lines.get(socket)
-                if connection is not None:
-                    connection.send_up(message)
-            self._hand_over()
-            if not (self._inbox or session.outbox or session.answers or session.events):
-                break
-        self._turning = False
-        self._plan()
-
-    def _hand_over(self) -> None:
-        session = self.session
-        answers, session.answers = session.answers, []
-        for waiter, answer in answers:
-            waiter.complete(answer)
-        events, session.events = session.events, []
-        if events:
-            self.process.oracle.learns(self.process, events)
-        if session.lost is not self._lost:
-            self._lost = session.lost
-            if not self._lost:
-                self.process.standby.end()
-
-    def _connect(self) -> None:
-        for socket in (DATA, CONTROL):
-            if socket in self.session.wanted and socket not in self._lines:
-                self._lines[socket] = None
-                self.process.network.want(self.process, socket)
-
-    def _collect(self) -> None:
-        now = self._world.now
-        while self._dirty:
-            lease = self._dirty.popleft()
-            lease.idle = True
-            self.session.collect(lease, now=now)
-        self._collect_at = now + FLUSH_INTERVAL
+                connection = self.lines[socket]
+                assert connection is not None, "said to nobody"
+                connection.send_up(message)
 
     def _plan(self) -> None:
-        """Wake up when there is something to do."""
-        self._wake_by(min(self.session.knock_at, self._collect_at if self._dirty else math.inf))
+        """Have a turn when there is something to do."""
+        due = self._knock_at
+        if self._inbox:
+            due = min(due, self._world.now + 0.0002)
+        if self._dirty:
+            due = min(due, max(self._world.now, self._collect_at))
+        if due < self._dozes_until:
+            self._dozes_until = due
+            self._world.at(due, self._run_once, due)
 
-    def _wake_by(self, when: float) -> None:
-        if when < self._wakes_at:
-            self._wakes_at = when
-            self._world.at(when, self._wake, when)
-
-    def _wake(self, due: float) -> object:
-        if due != self._wakes_at or self.process.defer(self._wake, due):
+    def _run_once(self, due: float) -> object:
+        if due != self._dozes_until or self.process.defer(self._run_once, due):
             return IDLE
-        self._wakes_at = math.inf
-        now = self._world.now
-        idle = not self._inbox and now < self.session.knock_at
-        if idle and not (self._dirty and now >= self._collect_at):
-            self._plan()
-            return IDLE  # what it was to do was done meanwhile
-        self._turn()
-        return None
+        self._dozes_until = math.inf
+        if self._inbox or self._due(self._world.now):
+            self._drive()
+            done = None
+        else:
+            done = IDLE  # it was done meanwhile
+        self._plan()
+        return done
 
 
 class Process:
@@ -414,7 +306,7 @@ class Process:
             for name, config in configs.items()
         }
         for name, config in configs.items():
-            self.link.session.declare(name, config)
+            self.link.declare(name, config)
         self._deferred: list[tuple[Callable[..., object], tuple[object, ...]]] = []
         oracle.process_begins(self)
 
@@ -442,6 +334,7 @@ class Process:
     def die(self) -> None:
         """It is killed."""
         self.dead = True
+        self.link.pid = 0  # what finalizers report goes nowhere, as in a forked child
         for call in self.running:
             assert call.permit is not None
             call.permit._ended = True  # there is nobody left to give it back
@@ -454,10 +347,20 @@ class Process:
         for gate in self.gates.values():
             gate.close()
 
-    def tell(self) -> None:
-        """As `Client._told_link`."""
+    def ask(self, build: Callable[[int], Message], name: str) -> None:
+        """As `Client._ask`, and go on without the answer."""
+        self._told_link().ask(build, CONTROL_TIMEOUT, (name,))
+
+    def flush(self) -> ThreadWaiter:
+        """As `Client.flush`, for as long as it takes; it is answered when all was taken in."""
+        link = self._told_link()
+        link.flush(math.inf)
+        return link.waiter
+
+    def _told_link(self) -> Link:
         if self.standby.active:
             self.standby.tell()
+        return self.link
 
     def _hand_over(self, name: str, totals: Totals) -> None:
         if not self.dead:
@@ -563,13 +466,15 @@ def _never() -> None:
 
 @contextlib.contextmanager
 def virtual(world: World) -> Iterator[None]:
-    """Give breakers and permits this world's time."""
+    """Give breakers, permits and links this world's time."""
 
     def clock() -> float:
         return world.now
 
     with (
         mock.patch.object(breaker, "monotonic", clock),
+        mock.patch.object(link, "time", SimpleNamespace(monotonic=clock)),
+        mock.patch.object(link, "ThreadWaiter", Asker),
         mock.patch.object(permit, "time", SimpleNamespace(perf_counter=clock)),
     ):
         yield
