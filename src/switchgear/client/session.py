@@ -485,8 +485,10 @@ class Session:
 
     def _greet(self, connection: int, now: float) -> None:
         line = self._lines[connection]
+        number = self._next_number()
+        # Without a call, so that a signal handler finds all of it or nothing.
         line.phase = _Phase.GREETING
-        line.greeting = self._next_number()
+        line.greeting = number
         line.greeted_at = now
         hello = Hello(line.greeting, PROTOCOL, PROTOCOL, self._token, self._pid, self._started)
         self.outbox.append((connection, hello))
@@ -692,7 +694,10 @@ class Session:
         return self._last_number
 
     def _ask(self, asked: _Wanted | _Question) -> None:
-        number = self._next_number()
+        if asked.waiter not in self._numbers:  # else a signal handler came: `resume` repeats it
+            self._ask_as(self._next_number(), asked)
+
+    def _ask_as(self, number: int, asked: _Wanted | _Question) -> None:
         self._asked[number] = asked
         self._numbers[asked.waiter] = number
         line = self._lines[DATA if isinstance(asked, _Wanted) else CONTROL]
@@ -703,7 +708,7 @@ class Session:
 
     def _ask_anew(self, number: int) -> None:
         """Ask under a new number: the answer to the old one was lost, and it was no permit."""
-        self._ask(self._asked[number])
+        self._ask_as(self._next_number(), self._asked[number])
         del self._asked[number]
 
     def _still_wanted(self, number: int, now: float) -> bool:
@@ -740,7 +745,8 @@ class Session:
             self.answers.append((self._flushes[0].waiter, None))
             del self._flushes[0]
         while self._held and self._may_pass(self._held[0]):
-            self._ask(self._held.pop(0).question)
+            self._ask(self._held[0].question)
+            del self._held[0]
         if (self._held or self._flushes) and self._reports and self._syncing is None:
             self._hurry()
 
@@ -795,8 +801,8 @@ class Session:
     def _event(self, event: Event) -> None:
         self._heard(event.name, event.generation)  # whoever is told of it may act on it at once
         if self._seen is None or event.version == self._seen + 1:
+            self.events += (event,)  # not append(), which is a call: a signal handler may come
             self._seen = event.version
-            self.events.append(event)
         elif event.version > self._seen:  # some were lost on the way
             self._subscribe_anew()
 

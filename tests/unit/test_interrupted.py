@@ -1,0 +1,218 @@
+"""A signal handler may raise out of any call in the session: nothing is lost, nothing is repeated.
+
+The same conversation is held again and again, and each time a handler raises at the next one of all
+the places in the client's modules where it can. The rest is done as `Link` does it: what was
+half-way is resumed, and the command is done again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+from harness import Client, Pair, Waiter
+
+from switchgear.client.session import Answer, Grant, Session
+from switchgear.config import CircuitConfig
+from switchgear.manager.acks import ACK_DELAY
+from switchgear.manager.sessions import CONTROL, DATA
+from switchgear.states import Outcome, State
+from switchgear.wire import GetStats, StatsOf
+
+CONFIG: Final = CircuitConfig(failure_threshold=2, open_timeout=2.0, success_threshold=1)
+COMMANDS: Final = {
+    *("declare", "acquire", "report", "report_failure", "collect", "ask", "flush", "subscribe"),
+    *("abandon", "connected", "disconnected"),
+}
+
+
+class Raised(BaseException):
+    """What the handler raises."""
+
+
+class Handler:
+    """A profile function: raises at the so-manieth call or return in the client's code."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> None:
+        if "/switchgear/client/" in frame.f_code.co_filename:
+            self.left -= 1
+            if self.left == 0:
+                raise Raised
+
+    @contextmanager
+    def armed(self) -> Iterator[None]:
+        """Let it come to this."""
+        sys.setprofile(self)
+        try:
+            yield
+        finally:
+            sys.setprofile(None)
+
+
+class Interrupted:
+    """A session into which the handler comes, and the rest of a turn of `Link`."""
+
+    def __init__(self, client: Client, handler: Handler) -> None:
+        self._client = client
+        self._session = client.session
+        self._handler = handler
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._session, name)
+        if name == "received":
+            return lambda *args: self._comes_to_its_end(found, args, {})
+        if name in COMMANDS:
+            return lambda *args, **options: self._do(found, args, options)
+        return found
+
+    def check(self) -> None:
+        """Not while something may have been asked twice."""
+
+    def _do(self, command: Callable[..., None], args: Any, options: Any) -> None:
+        while not self._comes_to_its_end(command, args, options):
+            pass
+
+    def _comes_to_its_end(self, method: Callable[..., None], args: Any, options: Any) -> bool:
+        try:
+            with self._handler.armed():
+                method(*args, **options)
+        except Raised:
+            session, wires = self._session, self._client.wires
+            session.resume(self._client.clock())
+            session.outbox = [said for said in session.outbox if wires[said[0]].peer is not None]
+            return False
+        return True
+
+
+class Caller(Waiter):
+    """Takes one answer; another permit goes back, as in `Link._hand_over`."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self._client = client
+
+    def complete(self, answer: Answer) -> None:
+        """See `session.Waiter`."""
+        if not self.answered:
+            super().complete(answer)
+        elif isinstance(answer, Grant) and answer != self.answer:
+            self._client.report("a", answer, Outcome.NEUTRAL)
+
+
+class Owed:
+    """See `reports.Owed`."""
+
+    reported = False
+
+
+class Conversation:
+    """Nearly all that a client does.
+
+    Args:
+        at: At how manieth place the handler raises.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.handler = Handler(at)
+        self.pair = Pair(connected=False)
+        self.client = self.pair.clients[0]
+        self.session: Session = Interrupted(self.client, self.handler)  # type: ignore[assignment]
+        self.client.session = self.session
+        self.client.gate("a")  # as a breaker has one
+
+    def hold(self) -> None:
+        """Hold it: five successes, a permit that is given up, two failures."""
+        self.session.declare("a", CONFIG)
+        self.connect()
+        subscription = Caller(self.client)
+        self.session.subscribe(subscription)
+        self.report(self.permit(), Outcome.SUCCESS)
+        self.succeed()
+        self.succeed()
+        given_up = Caller(self.client)
+        self.session.acquire(given_up, "a", self.pair.now + 1.0, self.pair.now)
+        self.session.abandon(given_up, timed_out=True)
+        self.settle()
+        late, held = self.permit(), self.permit()
+        self.report(late, Outcome.SUCCESS)
+        self.session.declare("b", None)
+        assert isinstance(self.asks("b"), StatsOf)
+        self.pair.cut()
+        self.pair.cut(connection=CONTROL)
+        self.report(held, Outcome.FAILURE)
+        self.connect()
+        self.report(self.permit(), Outcome.FAILURE)
+        self.settle()
+        self.pair.advance(CONFIG.open_timeout)
+        self.report(self.permit(), Outcome.SUCCESS)
+        flushed = Caller(self.client)
+        self.session.flush(flushed)
+        self.settle()
+        assert subscription.answered
+        assert flushed.answered
+
+    def connect(self) -> None:
+        """Make both connections."""
+        for connection in (DATA, CONTROL):
+            self.pair.connect(connection=connection)
+        self.settle()
+
+    def settle(self) -> None:
+        """Let all be delivered, and acknowledged."""
+        self.pair.run()
+        self.pair.advance(2 * ACK_DELAY)
+
+    def permit(self) -> Grant:
+        """Ask for one."""
+        caller = Caller(self.client)
+        self.session.acquire(caller, "a", self.pair.now + 1.0, self.pair.now)
+        self.settle()
+        assert isinstance(caller.answer, Grant)
+        return caller.answer
+
+    def succeed(self) -> None:
+        """Make a call, under the lease if it still holds: who was interrupted has greeted again."""
+        lease = self.client.gate("a").lease
+        if self.pair.now < lease.term.until:
+            lease.successes.append(0.001)
+            self.session.collect(lease, now=self.pair.now)
+            self.settle()
+        else:
+            self.report(self.permit(), Outcome.SUCCESS)
+
+    def report(self, grant: Grant, outcome: Outcome) -> None:
+        """Say how its call ended."""
+        if outcome is Outcome.FAILURE:
+            self.client.gate("a").suspend(self.pair.now)
+        self.session.report("a", grant, outcome, 0.001, now=self.pair.now, owed=Owed())
+
+    def asks(self, name: str) -> Answer:
+        """Ask for statistics."""
+        caller = Caller(self.client)
+        self.session.ask(caller, lambda number: GetStats(number, name), (name,))
+        self.settle()
+        return caller.answer
+
+
+def test_a_handler_that_raises_anywhere_costs_nothing_and_repeats_nothing() -> None:
+    for at in itertools.count(1):
+        talk = Conversation(at)
+        talk.hold()
+        stats = talk.asks("a")
+        assert isinstance(stats, StatsOf)
+        found = stats.stats
+        counted = (found.total_successes, found.total_failures, found.in_flight)
+        assert counted == (5, 2, 0), f"interrupted at {at}"
+        changes = [event.new for event in talk.client.events]
+        assert changes == [State.OPEN, State.HALF_OPEN, State.CLOSED], f"interrupted at {at}"
+        assert talk.client.gate("a").failing == []
+        if talk.handler.left > 0:
+            break
+    assert at > 500
