@@ -13,8 +13,9 @@ from typing import Final
 import pytest
 
 import switchgear as sg
+from switchgear.client.session import CONTROL, DATA, Session
 
-from .conftest import eventually, run_script
+from .conftest import connect, eventually, run_script
 
 pytestmark = [
     pytest.mark.process,
@@ -218,3 +219,29 @@ def test_a_signal_that_the_application_blocks_does_not_come_through_our_threads(
     done = run_script(BLOCKS, manager.address)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["True", "[False]"]
+
+
+def test_a_connection_whose_greeting_a_handler_interrupts_is_greeted_all_the_same(
+    manager: sg.Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted: list[int] = []
+
+    def connected(self: Session, connection: int, now: float) -> None:
+        if connection not in interrupted:
+            interrupted.append(connection)
+            raise Interrupted
+        greet(self, connection, now)
+
+    greet = Session.connected
+    monkeypatch.setattr(Session, "connected", connected)
+
+    def calls() -> bool:
+        try:
+            return breaker.execute(bool) is False and breaker.stats().total_successes > 0
+        except (Interrupted, sg.ManagerUnavailableError):
+            return False
+
+    with connect(manager.address) as client:
+        breaker = client.breaker("service", consistency="strict")
+        eventually(calls)
+    assert sorted(interrupted) == [DATA, CONTROL]

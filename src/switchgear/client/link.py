@@ -609,11 +609,12 @@ class Link:
                     self._take(connection, frame, now)
             online = bool(events & WRITABLE)
             if online is not self._online[connection]:
-                self._note(connection, online)
+                # Before it is noted, so that it is done again if a signal handler comes in between.
                 if online:
                     self._session.connected(connection, now)
                 else:
                     self._session.disconnected(connection)
+                self._note(connection, online)
 
     def _note(self, connection: int, online: bool) -> None:
         self._online[connection] = online
