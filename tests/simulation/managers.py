@@ -157,9 +157,8 @@ class Manager:
         deadline = self.actor.next_deadline
         if deadline is None:
             return
-        save_by = self.actor.save_by
         due = deadline - self._skew
-        if save_by is not None and save_by <= deadline and save_by - self._skew < self._rests_until:
+        if due < self._rests_until and deadline == self.actor.save_by:
             due = self._rests_until  # timers that are due earlier come with a message, or late
         due = max(due, self._world.now)
         if due + self._skew < deadline:
@@ -170,8 +169,10 @@ class Manager:
 
     def _save(self) -> None:
         world, actor = self._world, self.actor
+        if world.now < self._rests_until:
+            return
         save_by = actor.save_by
-        if save_by is None or save_by > world.now + self._skew or world.now < self._rests_until:
+        if save_by is None or save_by > world.now + self._skew:
             return
         self._write(actor.save(), self._oracle.wrote_all)
         if world.chance() < self._busy:

@@ -53,6 +53,7 @@ TERM: Final = 1.0  # seconds that a lease holds; contract, G8
 SMALL: Final = 0.00001  # seconds; a message tells instants in whole microseconds
 
 Answered = Granted | Rejected | Error
+LEASING: Final = (Leased, Revoked)
 
 
 class Place(NamedTuple):
@@ -470,7 +471,7 @@ class Oracle:
 
     def hears(self, process: Process, socket: int, message: Message) -> None:
         """A message arrives there."""
-        if socket == DATA and isinstance(message, Leased | Revoked):
+        if socket == DATA and isinstance(message, LEASING):
             key = process.token, message.name
             line = self._line_heard(process, socket)
             place = Place(line, message.name, message.generation)
