@@ -221,14 +221,6 @@ class Link(link.Link):
 
     # -- turns -------------------------------------------------------------------------------------
 
-    def _do_what_was_posted(self) -> None:
-        """And knock, which the real one does when it has sent and received first."""
-        super()._do_what_was_posted()
-        self._knock_at = self._session.knock_at
-        if self._world.now >= self._knock_at:
-            self._session.knock(self._world.now)
-            self._knock_at = self._session.knock_at
-
     def _exchange(self, now: float) -> None:
         """Connect, and send; what has arrived was handed in."""
         session = self._session
