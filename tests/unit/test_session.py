@@ -422,6 +422,15 @@ def test_a_config_that_changed_while_nobody_listened_reaches_the_same_manager(pa
     assert stats(pair).config.failure_threshold == 7
 
 
+def test_a_subscription_that_is_refused_hears_why_whatever_that_is(pair: Pair) -> None:
+    subscription = pair.subscribe()
+    (asked,) = pair.sent(Subscribe)
+    refusal = Error(KINDS[Subscribe], asked[0], ErrorCode.UNKNOWN_CIRCUIT, "no such circuit")
+    pair.session.received(CONTROL, refusal, pair.now)
+    pair.collect()
+    assert subscription.answer == refusal
+
+
 def test_a_declaration_that_is_refused_does_not_hold_up_what_is_asked() -> None:
     pair = Pair()
     pair.session.declare("a\n", None)  # nobody checks names here
