@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -101,6 +102,7 @@ def test_a_planted_bug_is_found(plant: str) -> None:
     else:
         pytest.fail(f"{MOST} lives have not found: {PLANTS[plant].__doc__}")
     seed = min(found)
+    assert re.match(r"G\d+(, G\d+)*: ", found[seed])  # and the bug itself does not raise
     assert live(Life(seed)) is None  # so it is the bug that was found
 
 
