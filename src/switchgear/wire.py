@@ -33,7 +33,7 @@ MAX_ERROR_CHARACTERS: Final = 512  # of the last error's text
 HISTORY: Final = 16  # changes of one circuit in one HistoryOf
 PAGE: Final = 24  # circuits in one Listed; 24 of the largest stay below MAX_FRAME
 
-_MAX_INTEGER: Final = 2**63 - 1
+MAX_INTEGER: Final = 2**63 - 1
 _MAX_UNIX_MICROS: Final = 253_402_300_799_000_000  # the end of the year 9999
 _MAX_MICROS: Final = int(MAX_SECONDS) * 1_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -233,7 +233,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-_integer = _whole(_MAX_INTEGER)
+_integer = _whole(MAX_INTEGER)
 _count = _whole(MAX_COUNT)
 _micros = _whole(_MAX_MICROS)
 _durations = _numbers(_MAX_MICROS, LATENCY_WINDOW)

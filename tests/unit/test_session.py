@@ -25,7 +25,9 @@ from switchgear.wire import (
     FROM_DATA,
     KINDS,
     MAX_ERROR_CHARACTERS,
+    MAX_INTEGER,
     PROTOCOL,
+    TO_DATA,
     Acquire,
     Batch,
     Declare,
@@ -420,6 +422,24 @@ def test_a_config_that_changed_while_nobody_listened_reaches_the_same_manager(pa
     pair.connect()
     pair.run()
     assert stats(pair).config.failure_threshold == 7
+
+
+@pytest.mark.parametrize(
+    ("clock", "waits", "deadline"), [(0, -9.0, 0), (MAX_INTEGER, 9.0, MAX_INTEGER)]
+)
+def test_a_deadline_is_an_instant_whatever_clock_the_manager_tells(
+    clock: int, waits: float, deadline: int
+) -> None:
+    pair = Pair(connected=False)
+    session, now = pair.session, pair.now
+    session.declare("a", None)
+    session.acquire(Waiter("a"), "a", now + waits, now)
+    session.connected(DATA, now)
+    ((_, hello),) = session.outbox
+    session.received(DATA, Welcome(hello[0], PROTOCOL, 1, 1, clock, 0, 1), now)
+    (acquire,) = [message for _, message in session.outbox if isinstance(message, Acquire)]
+    assert acquire.deadline == deadline
+    assert decode(encode(acquire), TO_DATA) == acquire
 
 
 def test_a_subscription_that_is_refused_hears_why_whatever_that_is(pair: Pair) -> None:

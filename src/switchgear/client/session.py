@@ -26,6 +26,7 @@ from ..config import CircuitConfig
 from ..states import Outcome, Verdict
 from ..wire import (
     KINDS,
+    MAX_INTEGER,
     PROTOCOL,
     Acquire,
     Batch,
@@ -719,6 +720,8 @@ class Session:
         if isinstance(asked, _Wanted):
             self._ensure_declared((asked.name,))
             deadline = to_micros(asked.deadline + self._clock_offset)
+            # An instant, whatever clock the manager has told.
+            deadline = min(max(0, deadline), MAX_INTEGER)
             self.outbox.append((DATA, Acquire(number, asked.name, deadline)))
         else:
             self.outbox.append((CONTROL, asked.build(number)))
