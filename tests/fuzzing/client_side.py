@@ -184,7 +184,7 @@ class ClientSide:
         lease = self.client.gates[name].lease
         if self.now < lease.term.until:
             lease.successes.append(0.001)
-            if lease.idle:
+            if not lease.noted:
                 lease.rouse()
             self.client.flush()
         elif self.now < lease.rejects_until:

@@ -171,7 +171,8 @@ def test_under_a_lease_each_call_counts_once_at_most_and_the_lease_comes_back(
     # A call interrupted in its function failed with Interrupted; after it, it may count or not.
     assert 1 + returned <= stats.total_successes <= 1 + ran
     assert stats.total_failures <= begun - returned
-    assert stats.in_flight == 0
+    # Permits that were asked for while no lease held, and came when nobody waited any more.
+    eventually(lambda: breaker.stats().in_flight == 0)
 
     def runs_unasked() -> bool:
         breaker.execute(int)

@@ -400,7 +400,7 @@ class Process:
         outcome, text = self.oracle.outcome(self, name)
         if outcome is Outcome.SUCCESS:
             lease.successes.append(0.001)
-            if lease.idle:
+            if not lease.noted:
                 lease.rouse()
         else:
             lease.report(outcome, 0.001, text)

@@ -134,7 +134,7 @@ class Client:
         """Collect what callers have left in leases, as the I/O thread does now and then."""
         while self.dirty:
             lease = self.dirty.pop(0)
-            lease.idle = True
+            lease.noted = []
             self.session.collect(lease, now=self.clock())
 
 
@@ -400,7 +400,7 @@ class Pair:
         """End a call that ran under a lease, as a breaker does."""
         if outcome is Outcome.SUCCESS:
             lease.successes.append(0.001)
-            if lease.idle:
+            if not lease.noted:
                 lease.rouse()
         else:
             lease.report(outcome, 0.001, "OSError: down" if outcome is Outcome.FAILURE else None)

@@ -249,7 +249,7 @@ class Walk:
             outcome, error = self.outcome(client, lease.name)
             if outcome is Outcome.SUCCESS and self.random.random() < 0.5:
                 lease.successes.append(0.001)
-                if lease.idle:
+                if not lease.noted:
                     lease.rouse()
             else:
                 lease.report(outcome, 0.001, error)

@@ -826,10 +826,48 @@ def test_a_lease_rouses_its_outlet_once_until_it_was_collected() -> None:
     lease.report(Outcome.NEUTRAL)
     lease.reject(T0)
     assert outlet.roused == [lease]
-    lease.idle = True
+    lease.noted = []
     lease.reject(T0)
     assert outlet.roused == [lease, lease]
     assert outlet.failed == []
+
+
+class Meddler(Outlet):
+    """Lets something come in between, once."""
+
+    def __init__(self, meddle: Callable[[Lease], None]) -> None:
+        super().__init__()
+        self._meddle: Callable[[Lease], None] | None = meddle
+
+    def rouse(self, lease: Lease) -> None:
+        super().rouse(lease)
+        meddle, self._meddle = self._meddle, None
+        if meddle is not None:
+            meddle(lease)
+
+
+def test_a_lease_whose_rousing_a_signal_handler_interrupts_is_roused_by_the_next_outcome() -> None:
+    def handle(lease: Lease) -> None:
+        raise KeyboardInterrupt
+
+    outlet = Meddler(handle)
+    lease, _ = lease_of(outlet)
+    with pytest.raises(KeyboardInterrupt):
+        lease.report(Outcome.SUCCESS)
+    lease.report(Outcome.SUCCESS)
+    assert outlet.roused == [lease, lease]
+
+
+def test_a_lease_that_is_collected_while_it_is_roused_is_roused_by_the_next_outcome() -> None:
+    def collect(lease: Lease) -> None:
+        lease.noted = []
+
+    outlet = Meddler(collect)
+    lease, _ = lease_of(outlet)
+    lease.report(Outcome.SUCCESS)
+    lease.report(Outcome.SUCCESS)
+    lease.report(Outcome.SUCCESS)
+    assert outlet.roused == [lease, lease]
 
 
 def test_a_failure_goes_to_the_outlet_at_once() -> None:
@@ -1108,8 +1146,9 @@ def test_a_lease_begins_with_nothing_to_run_nothing_to_reject_and_nothing_to_tel
     outlet = Outlet()
     lease = Lease(outlet, "a", 7, 2)
     assert (lease.name, lease.epoch, lease.generation) == ("a", 7, 2)
-    assert (lease.runs, lease.idle, lease.empty, lease.last_error) == (False, True, True, None)
+    assert (lease.runs, lease.noted, lease.empty, lease.last_error) == (False, [], True, None)
     lease.report(Outcome.NEUTRAL)
     assert lease.told == [(Outcome.NEUTRAL, 0.0, None)]
     assert outlet.roused == [lease]
-    assert (lease.idle, lease.empty) == (False, False)
+    assert lease.noted
+    assert not lease.empty

@@ -100,7 +100,7 @@ class Breaker:
         if type(result) is CoroutineType:
             _refuse_coroutine(lease, result)
         lease.successes.append(monotonic() - start)
-        if lease.idle:
+        if not lease.noted:
             lease.rouse()
         return result
 
@@ -138,7 +138,7 @@ class Breaker:
             end(lease, error, monotonic() - start)
             raise
         lease.successes.append(monotonic() - start)
-        if lease.idle:
+        if not lease.noted:
             lease.rouse()
         return result
 
@@ -190,7 +190,7 @@ class Breaker:
                 end(lease, error, monotonic() - start)
                 raise
             lease.successes.append(monotonic() - start)
-            if lease.idle:
+            if not lease.noted:
                 lease.rouse()
             return result
 

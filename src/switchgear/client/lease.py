@@ -63,16 +63,17 @@ class Lease:
         told: Outcomes, except failures, whose reporter wants to know the verdict.
         rejected: As many elements as calls were rejected.
         runs: It was granted on a closed circuit.
-        idle: Nothing is to be collected; who appends something and finds this set must `rouse`.
+        noted: Not empty: it will be collected; who appends something and finds it empty must
+            `rouse`. Who collects puts another list in its place, first.
     """
 
     __slots__ = (
         "_outlet",
         "epoch",
         "generation",
-        "idle",
         "last_error",
         "name",
+        "noted",
         "rejected",
         "rejects_until",
         "runs",
@@ -92,7 +93,7 @@ class Lease:
         self.successes: list[float] = []
         self.told: list[tuple[Outcome, float, Settled | None]] = []
         self.rejected: list[None] = []
-        self.idle = True
+        self.noted: list[None] = []
         self._outlet = outlet
 
     # -- what callers do ---------------------------------------------------------------------------
@@ -109,13 +110,13 @@ class Lease:
             self._outlet.fail(self, duration, error, settled)
         else:
             self.told.append((outcome, duration, settled))
-            if self.idle:
+            if not self.noted:
                 self.rouse()
 
     def reject(self, now: float) -> CircuitOpenError:
         """Count a call that is rejected, and say why; only before `rejects_until`."""
         self.rejected.append(None)
-        if self.idle:
+        if not self.noted:
             self.rouse()
         # Without a call of its __init__, a third of what a rejection costs; it has these arguments.
         return _new_error(
@@ -124,8 +125,9 @@ class Lease:
 
     def rouse(self) -> None:
         """Have it collected, soon."""
-        self.idle = False
+        noted = self.noted  # if it is collected before we are done, that is another list
         self._outlet.rouse(self)
+        noted.append(None)  # last: a signal handler that raises leaves nobody relying on it
 
     @property
     def empty(self) -> bool:

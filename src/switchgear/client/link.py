@@ -521,7 +521,7 @@ class Link:
         now = time.monotonic()
         for _ in range(len(self._dirty)):
             lease = self._dirty[0]
-            lease.idle = True  # first: what is left in it from now on is for the next time
+            lease.noted = []  # first: what is left in it from now on is for the next time
             self._session.collect(lease, now=now)
             del self._dirty[0]
         self._collect_at = now + FLUSH_INTERVAL
