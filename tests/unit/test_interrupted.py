@@ -14,14 +14,15 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
+import pytest
 from harness import Client, Pair, Waiter
 
 from switchgear.client.session import Answer, Grant, Session
 from switchgear.config import CircuitConfig
 from switchgear.manager.acks import ACK_DELAY
-from switchgear.manager.sessions import CONTROL, DATA
+from switchgear.manager.sessions import CONTROL, DATA, Peer
 from switchgear.states import Outcome, State
-from switchgear.wire import GetStats, StatsOf
+from switchgear.wire import Acquire, GetStats, Message, StatsOf
 
 CONFIG: Final = CircuitConfig(failure_threshold=2, open_timeout=2.0, success_threshold=1)
 COMMANDS: Final = {
@@ -216,3 +217,34 @@ def test_a_handler_that_raises_anywhere_costs_nothing_and_repeats_nothing() -> N
         if talk.handler.left > 0:
             break
     assert at > 500
+
+
+class Outbox(list[tuple[int, Message]]):
+    """A handler raises when a request for a permit has been put in."""
+
+    def append(self, sent: tuple[int, Message]) -> None:
+        super().append(sent)
+        if isinstance(sent[1], Acquire):
+            raise Raised
+
+
+def test_a_request_is_known_as_sent_when_a_handler_raises_while_they_are_sent_again() -> None:
+    pair = Pair()
+    pair.session.declare("a", None)
+    first, second = pair.acquire(), pair.acquire()
+    while pair.deliver_up():
+        pass  # both are granted
+    pair.cut()
+    pair.connect()
+    pair.deliver_up()
+    pair.session.outbox = Outbox()
+    with pytest.raises(Raised):
+        pair.deliver_down()  # after the Welcome the first is sent, and the second is not
+    pair.session.outbox = []
+    pair.session.resume(pair.now)
+    pair.session.abandon(second, timed_out=False)
+    pair.run()
+    assert isinstance(first.answer, Grant)
+    (send,) = pair.actor.receive(Peer(CONTROL, b"somebody else"), GetStats(1, "a"), pair.now)
+    assert isinstance(send.message, StatsOf)
+    assert send.message.stats.in_flight == 1

@@ -485,6 +485,15 @@ def test_a_permit_that_comes_too_late_goes_back(pair: Pair, granted_before: bool
     assert (stats(pair).in_flight, stats(pair).total_neutral) == (0, 1)
 
 
+def test_a_request_that_was_given_up_before_it_was_sent_is_never_sent(pair: Pair) -> None:
+    pair.cut()
+    waiter = pair.acquire()
+    pair.session.abandon(waiter, timed_out=False)
+    pair.connect()
+    pair.run()
+    assert not pair.sent(Acquire)
+
+
 def test_abandoning_after_the_grant_leaves_the_permit_to_its_holder(pair: Pair) -> None:
     waiter = pair.acquire()
     pair.run()

@@ -206,6 +206,7 @@ class Session:
         self._lines = (_Line(), _Line())
         self._clock_offset = 0.0  # the manager's clock less ours
         self._last_number = 0
+        self._last_acquire = 0  # the highest number under which a permit was asked for
         self._asked: dict[int, _Wanted | _Question] = {}  # by request number
         self._numbers: dict[Waiter, int] = {}
         self._held: list[_Behind] = []
@@ -383,7 +384,8 @@ class Session:
         if number is not None:
             asked = self._asked.get(number)
             if isinstance(asked, _Wanted):
-                self._abandoned[number] = asked.name
+                if number <= self._last_acquire:  # else it was never sent, and nothing will come
+                    self._abandoned[number] = asked.name
                 self.lost |= timed_out
             self._asked.pop(number, None)
             del self._numbers[waiter]
@@ -722,6 +724,7 @@ class Session:
             deadline = to_micros(asked.deadline + self._clock_offset)
             # An instant, whatever clock the manager has told.
             deadline = min(max(0, deadline), MAX_INTEGER)
+            self._last_acquire = max(self._last_acquire, number)
             self.outbox.append((DATA, Acquire(number, asked.name, deadline)))
         else:
             self.outbox.append((CONTROL, asked.build(number)))
