@@ -13,9 +13,10 @@ from typing import Final
 import pytest
 
 import switchgear as sg
+from switchgear.client.claim import Claim
 from switchgear.client.session import CONTROL, DATA, Session
 
-from .conftest import connect, eventually, run_script
+from .conftest import ACQUIRE_TIMEOUT, connect, eventually, run_script
 
 pytestmark = [
     pytest.mark.process,
@@ -127,6 +128,31 @@ def test_no_probe_leaks_under_a_train_of_signals(manager: sg.Manager, train: Tra
     assert admitted > 100
     eventually(lambda: breaker.stats().in_flight == 0)
     assert breaker.metrics().permits_lost == 0
+
+
+def test_a_permit_goes_back_from_an_idle_process_when_a_handler_raises_in_its_finalizer(
+    manager: sg.Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(claim: Claim) -> None:
+        raised.append(True)
+        raise Interrupted
+
+    raised: list[bool] = []
+    monkeypatch.setattr(Claim, "__del__", raises)
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    with connect(manager.address) as idle:
+        breaker = idle.breaker("service", consistency="strict")
+        breaker.execute(int)
+        idle.flush()  # so that nothing else comes from the manager
+        raised.clear()
+        link = idle.link()
+        assert link is not None
+        claim = link.acquire("service", ACQUIRE_TIMEOUT)
+        eventually(lambda: link._asleep)
+        del claim
+        assert raised
+        eventually(lambda: manager.breaker("service").stats().total_neutral == 1)
+    assert manager.breaker("service").stats().in_flight == 0
 
 
 def test_the_calls_of_other_threads_are_undisturbed(manager: sg.Manager, train: Train) -> None:

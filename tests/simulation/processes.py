@@ -142,6 +142,8 @@ class Link(link.Link):
         self._address = process.address  # type: ignore[assignment]  # it is only told
         self._gates = process.gates
         self._session = Session(process.token, process.number, process.gates, self)
+        self.watches = {}
+        self.dropped = deque()
         self._inbox = deque()
         self._dirty = deque()
         self._collect_at = -math.inf

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -17,6 +18,7 @@ from typing import Any, Final
 import pytest
 from harness import Client, Pair, Waiter
 
+from switchgear.client.claim import Claim, Hold, Watch
 from switchgear.client.session import Answer, Grant, Session
 from switchgear.config import CircuitConfig
 from switchgear.manager.acks import ACK_DELAY
@@ -248,3 +250,60 @@ def test_a_request_is_known_as_sent_when_a_handler_raises_while_they_are_sent_ag
     (send,) = pair.actor.receive(Peer(CONTROL, b"somebody else"), GetStats(1, "a"), pair.now)
     assert isinstance(send.message, StatsOf)
     assert send.message.stats.in_flight == 1
+
+
+class Desk:
+    """What a claim knows of its link."""
+
+    def __init__(self) -> None:
+        self.watches: dict[Hold, Watch] = {}
+        self.dropped: deque[Watch] = deque()
+        self.woken = 0
+
+    def wake(self) -> None:
+        """See `Link.wake`."""
+        self.woken += 1
+
+
+def test_a_permit_that_nobody_has_any_more_is_handed_over() -> None:
+    desk = Desk()
+    claim = Claim(desk, "a")  # type: ignore[arg-type]
+    hold = claim.hold
+    hold.answer = Grant(1, 2, 3, probe=True)
+    del claim
+    assert [watch.hold for watch in desk.dropped] == [hold]
+    assert desk.woken == 1
+
+
+def test_it_is_even_when_a_handler_raises_in_the_finalizer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: raised.append(unraisable.object))
+    desk = Desk()
+    claim = Claim(desk, "a")  # type: ignore[arg-type]
+    hold = claim.hold
+    hold.answer = Grant(1, 2, 3, probe=True)
+    with Handler(1).armed():
+        del claim
+    assert raised == [Claim.__del__]
+    assert desk.woken == 0
+    assert [watch.hold for watch in desk.dropped] == [hold]
+
+
+@pytest.mark.parametrize("answer", [None, Grant(1, 2, 3, probe=True)])
+def test_nobody_is_woken_for_a_claim_that_owes_nothing(answer: Grant | None) -> None:
+    desk = Desk()
+    claim = Claim(desk, "a")  # type: ignore[arg-type]
+    claim.hold.answer = answer
+    claim.hold.reported = answer is not None
+    del claim
+    assert desk.woken == 0
+
+
+def test_a_question_is_not_watched() -> None:
+    desk = Desk()
+    claim = Claim(desk, None)  # type: ignore[arg-type]
+    del claim
+    assert not desk.watches
+    assert not desk.dropped

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import weakref
 from typing import TYPE_CHECKING
 
 from ..states import Outcome
@@ -21,47 +22,46 @@ if TYPE_CHECKING:
 
 
 class Hold:
-    """An answer, and what is owed for it: a permit among them is to be reported, once.
+    """An answer, and what is owed for it: a permit among them is to be reported, once."""
 
-    When nobody has it any more, because a signal handler raised somewhere on the way between the
-    manager's answer and the end of the call, the permit goes back by itself.
-    """
+    __slots__ = ("answer", "name", "reported")
 
-    __slots__ = ("_link", "answer", "name", "reported")
-
-    def __init__(self, link: Link, name: str | None) -> None:
+    def __init__(self, name: str | None) -> None:
         self.answer: Answer = None
         self.name = name  # the circuit, when a permit was asked for
         self.reported = False
-        self._link = link
 
-    def report(
-        self,
-        outcome: Outcome,
-        duration: float = 0.0,
-        error: str | None = None,
-        settled: Settled | None = None,
-    ) -> None:
-        """See `Claim.report`."""
-        self._link.report(self, outcome, duration, error, settled)
+    @property
+    def owed(self) -> bool:
+        """It is a permit, and not reported."""
+        return isinstance(self.answer, Grant) and not self.reported
 
-    def __del__(self) -> None:
-        try:
-            if not getattr(self, "reported", True) and isinstance(self.answer, Grant):
-                self.report(Outcome.NEUTRAL)
-        except BaseException:  # a signal handler raised in here, and nobody comes after us
-            self.report(Outcome.NEUTRAL)
-            raise
+
+class Watch(weakref.ref["Claim"]):
+    """Hands over a hold when nobody has its claim any more.
+
+    The interpreter itself puts it into the link's `dropped` then. A finalizer could not be relied
+    on: a signal that is pending raises as soon as one is entered, before its first line.
+    """
+
+    __slots__ = ("hold",)
+
+    hold: Hold
 
 
 class Claim:
     """Somebody's request, and the answer to it."""
 
-    __slots__ = ("answered", "hold")
+    __slots__ = ("__weakref__", "_link", "answered", "hold")
 
     def __init__(self, link: Link, name: str | None) -> None:
         self.answered = False
-        self.hold = Hold(link, name)
+        self.hold = Hold(name)
+        self._link = link
+        if name is not None:
+            watch = Watch(self, link.dropped.append)
+            watch.hold = self.hold
+            link.watches[self.hold] = watch
 
     @property
     def answer(self) -> Answer:
@@ -79,12 +79,11 @@ class Claim:
 
         Does not wait. Only the first report counts. Does nothing in a forked child.
         """
-        self.hold.report(outcome, duration, error, settled)
+        self._link.report(self, outcome, duration, error, settled)
 
     def __del__(self) -> None:
-        # A signal that is pending raises as soon as a finalizer is entered, before its first line.
-        # Let it be this one: ours is always entered before that of the hold.
-        pass
+        if self.hold.owed:
+            self._link.wake()  # or it goes back with the next turn
 
 
 class ThreadWaiter(Claim):

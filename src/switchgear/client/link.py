@@ -53,7 +53,7 @@ from ..wire import (
     decode,
     encode,
 )
-from .claim import Claim, Hold, TaskWaiter, ThreadWaiter
+from .claim import Claim, Hold, TaskWaiter, ThreadWaiter, Watch
 from .lease import Gate, Lease, Settled
 from .reports import One, Whole
 from .session import DATA, Answer, Grant, Session
@@ -63,6 +63,7 @@ log = logging.getLogger("switchgear")
 FLUSH_INTERVAL: Final = 0.01  # seconds that outcomes under a lease are gathered, or longer:
 _SHARE: Final = 100  # times the processor time that it took to send them; never longer than
 _FLUSH_MAX: Final = 0.5  # seconds, because what is sent renews the leases
+_WATCH_INTERVAL: Final = 1.0  # seconds until the I/O thread looks for permits that were dropped
 _NAP_MS: Final = 4  # how long the I/O thread leaves the sockets to busy callers
 _QUEUE: Final = 100_000  # messages that may wait for a manager that does not read
 _RECONNECT_MS: Final = 10  # the first try; then twice as long each time, up to
@@ -114,6 +115,8 @@ class Link:
     Attributes:
         pid: The process it is for.
         online: All the connections it has can be written to.
+        watches: On the claims whose permits may be owed.
+        dropped: Those of them whose claim nobody has any more.
 
     Raises:
         OSError: The process has no descriptor left for it, or no thread.
@@ -129,6 +132,8 @@ class Link:
     ) -> None:
         self.pid = os.getpid()
         self.online = False
+        self.watches: dict[Hold, Watch] = {}
+        self.dropped: deque[Watch] = deque()
         self._address = address
         self._on_events = on_events
         self._on_return = on_return
@@ -191,7 +196,7 @@ class Link:
 
     def report(
         self,
-        hold: Hold,
+        claim: Claim,
         outcome: Outcome,
         duration: float = 0.0,
         error: str | None = None,
@@ -200,10 +205,11 @@ class Link:
         """See `Claim.report`."""
         if self.pid != os.getpid():
             return
+        hold = claim.hold
         if outcome is Outcome.FAILURE and hold.name is not None:
             # What is decided from now on is to be decided with this failure counted, so ask.
             self._gates[hold.name].suspend(time.monotonic())
-        args = (hold, outcome, duration, error, settled)
+        args = (claim, outcome, duration, error, settled)
         if outcome is Outcome.SUCCESS and self._is_one_of_many(hold):
             self._inbox.append((self._report, args))  # it can go with the next request
             if self._asleep:
@@ -215,6 +221,11 @@ class Link:
         """A strict circuit's, and no probe's: the next call asks too, and nobody waits for this."""
         probe = not isinstance(hold.answer, Grant) or hold.answer.probe
         return not probe and hold.name is not None and not self._gates[hold.name].lease.runs
+
+    def wake(self) -> None:
+        """Have the I/O thread run a turn. Does nothing in a forked child."""
+        if self.pid == os.getpid() and not self._closed:
+            self._wake.set()
 
     def rouse(self, lease: Lease) -> None:
         """See `Outlet`."""
@@ -375,7 +386,7 @@ class Link:
             self._asleep = False
             woken = any(fd == self._wake.fileno() for fd, _ in arrived) and self._wake.clear()
             self._napping = not woken and (self._watched != before or self._watching is not None)
-            idle = not arrived and (self._napping or not self._inbox)
+            idle = not arrived and (self._napping or not (self._inbox or self.dropped))
             if idle and not self._due(time.monotonic()):
                 continue  # or busy callers see to everything
             began, due_at = time.thread_time(), self._collect_at
@@ -393,12 +404,15 @@ class Link:
         self._dozes_until = math.inf
         now = time.monotonic()
         remaining = self._collect_at - now
-        if not self._inbox and not self._dirty and remaining <= 0:
+        busy = self._inbox or self.dropped
+        if not busy and not self._dirty and remaining <= 0:
             until = self._session.retry_at if self._resting else self._knock_at
+            if self.watches:
+                until = min(until, now + _WATCH_INTERVAL)
             self._dozes_until = until
             return None if until == math.inf else max(0.0, until - now) * 1000 + 1
         self._asleep = False
-        return 0 if self._inbox else max(0.0, remaining * 1000)
+        return 0 if busy else max(0.0, remaining * 1000)
 
     def _due(self, now: float) -> bool:
         if self._resting and now >= self._session.retry_at:
@@ -475,22 +489,30 @@ class Link:
         self._turning = None
 
     def _do_what_was_posted(self) -> None:
+        # Done first and taken out then: what was interrupted half-way is done again.
+        dropped = len(self.dropped)  # before the inbox, where their claims' reports may be
         while self._inbox:
-            # Done first and taken out then: what was interrupted half-way is done again.
             command, args = self._inbox[0]
             command(*args)
             del self._inbox[0]
+        for _ in range(dropped):
+            watch = self.dropped[0]
+            self._report(watch, Outcome.NEUTRAL)
+            self.watches.pop(watch.hold, None)
+            del self.dropped[0]
 
     def _report(
         self,
-        hold: Hold,
+        of: Claim | Watch,
         outcome: Outcome,
         duration: float = 0.0,
         error: str | None = None,
         settled: Settled | None = None,
     ) -> None:
-        if not hold.reported and isinstance(hold.answer, Grant):
+        hold = of.hold
+        if hold.owed:
             assert hold.name is not None
+            assert isinstance(hold.answer, Grant)
             self._session.report(
                 hold.name,
                 hold.answer,
@@ -501,6 +523,7 @@ class Link:
                 now=time.monotonic(),
                 owed=hold,
             )
+            self.watches.pop(hold, None)
 
     def _fail(self, failure: One, source: Lease) -> None:
         self._session.report_failure(failure, source, now=time.monotonic())
@@ -530,7 +553,7 @@ class Link:
         if not waiter.answered:
             self._session.abandon(waiter, timed_out=timed_out)
         else:
-            self._report(waiter.hold, Outcome.NEUTRAL)
+            self._report(waiter, Outcome.NEUTRAL)
 
     def _exchange(self, now: float) -> None:
         self._keep_needed(now)
