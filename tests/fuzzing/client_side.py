@@ -16,7 +16,8 @@ from collections.abc import Callable
 from typing import Final
 
 import zmq
-from harness import Client, Waiter
+from frames import read
+from harness import FROM, TO, Client, Waiter
 
 from switchgear.client.link import Link
 from switchgear.client.session import RETRY_MAX, Grant
@@ -25,13 +26,8 @@ from switchgear.manager.actor import Actor
 from switchgear.manager.sessions import CONTROL, DATA, Peer
 from switchgear.states import Outcome
 from switchgear.wire import (
-    FROM_CONTROL,
-    FROM_DATA,
-    TO_CONTROL,
-    TO_DATA,
     GetList,
     GetStats,
-    Malformed,
     Message,
     Ping,
     decode,
@@ -134,8 +130,9 @@ class ClientSide:
         waiting = len(session._asked) + len(session._held) + len(session._flushes)
         owed = len(session._reports) + waiting
         owed += len(self.session._declared) + len(self.session._abandoned)
-        messages = [frame for frame in frames if self._is_message(connection, frame)]
-        before = None if messages else self._fingerprint()
+        messages = [read(frame, FROM[connection], self.counted) for frame in frames]
+        quiet = all(message is None for message in messages)
+        before = self._fingerprint() if quiet else None
         for frame in frames:
             self.link._take(connection, frame, self.now)
         if before is not None:
@@ -263,8 +260,7 @@ class ClientSide:
             for connection in CONNECTIONS:
                 dealer: Dealer = self.link._sockets[connection]  # type: ignore[assignment]
                 sent, dealer.sent = dealer.sent, []
-                allowed = TO_DATA if connection == DATA else TO_CONTROL
-                self.said += [(connection, decode(frame, allowed)) for frame in sent]
+                self.said += [(connection, decode(frame, TO[connection])) for frame in sent]
                 count += len(sent)
             self.link._hand_over()
         self.link._hand_over()
@@ -273,15 +269,6 @@ class ClientSide:
                 self.held.append((what, caller.answer))
         self.callers = [(what, caller) for what, caller in self.callers if not caller.answered]
         return count
-
-    def _is_message(self, connection: int, frame: bytes) -> bool:
-        try:
-            message = decode(frame, FROM_DATA if connection == DATA else FROM_CONTROL)
-        except Malformed:
-            self.counted["no message"] += 1
-            return False
-        self.counted[type(message).__name__] += 1
-        return True
 
     def _fingerprint(self) -> tuple[object, ...]:
         session = self.session

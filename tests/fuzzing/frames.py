@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Set
 from random import Random
 from typing import Any, Final
 
 import msgpack
 from test_wire import GOLDEN
+
+from switchgear.wire import Malformed, Message, decode
 
 FRAMES: Final = tuple(bytes.fromhex(golden) for _, golden in GOLDEN)  # of every kind, one or more
 
@@ -19,6 +22,17 @@ VALUES: Final[tuple[object, ...]] = (
     *("x" * 129, "x" * 512, "x" * 513, "x" * 2049, "failures", "reset", b"", bytes(16), bytes(65)),
     *((), (1,), (0,) * 100, (0,) * 101, (5, 2, 10**15, 1, 1, 0, 1), (1, 1, 1, 1, 1, 1, 0)),
 )
+
+
+def read(frame: bytes, allowed: Set[type[Message]], counted: Counter[str]) -> Message | None:
+    """The message in a frame, and counted by its kind; None: there is none."""
+    try:
+        message = decode(frame, allowed)
+    except Malformed:
+        counted["no message"] += 1
+        return None
+    counted[type(message).__name__] += 1
+    return message
 
 
 def truncations(frame: bytes) -> Iterator[bytes]:

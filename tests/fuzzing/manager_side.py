@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import zmq
-from harness import Client, Memory, Waiter
+from frames import read
+from harness import FROM, TO, Client, Memory, Waiter
 
 from switchgear.client.session import Grant
 from switchgear.config import CircuitConfig
@@ -30,15 +31,10 @@ from switchgear.manager.server import Server
 from switchgear.manager.sessions import CONTROL, DATA, Peer, Session
 from switchgear.states import Outcome
 from switchgear.wire import (
-    FROM_CONTROL,
-    FROM_DATA,
     MAX_FRAME,
     MAX_FRAMES,
-    TO_CONTROL,
-    TO_DATA,
     GetStats,
     Hello,
-    Malformed,
     Message,
     Shutdown,
     StatsOf,
@@ -297,7 +293,7 @@ class ManagerSide:
         Raises:
             Whatever escapes the manager, and AssertionError.
         """
-        messages = [self._read(frame, peer.socket) for frame in frames[:MAX_FRAMES]]
+        messages = [read(frame, TO[peer.socket], self.counted) for frame in frames[:MAX_FRAMES]]
         meant = [message for message in messages if message is not None]
         router = self.routers[peer.socket]
         hears = peer.address not in router.gone | router.deaf  # else it is disconnected
@@ -352,15 +348,6 @@ class ManagerSide:
         save_by = self.actor.save_by
         return save_by is not None and save_by <= self.now
 
-    def _read(self, frame: bytes, socket: int) -> Message | None:
-        try:
-            message = decode(frame, TO_DATA if socket == DATA else TO_CONTROL)
-        except Malformed:
-            self.counted["no message"] += 1
-            return None
-        self.counted[type(message).__name__] += 1
-        return message
-
     def _note(self, message: Message) -> None:
         name = getattr(message, "name", None)
         if name in KEPT:
@@ -377,7 +364,7 @@ class ManagerSide:
                 peer = Peer(socket, address)
                 for frame in frames:
                     assert len(frame) <= MAX_FRAME
-                    message = decode(frame, FROM_DATA if socket == DATA else FROM_CONTROL)
+                    message = decode(frame, FROM[socket])
                     if peer in HEALTHY:
                         self.healthy.session.received(socket, message, self.now)
                     else:

@@ -19,7 +19,7 @@ from switchgear.client import link
 from switchgear.client.session import Session
 from switchgear.config import MAX_SECONDS, CircuitConfig
 from switchgear.manager import journal, server
-from switchgear.manager.actor import Actor
+from switchgear.manager.actor import Actor, Send
 from switchgear.manager.sessions import CONTROL, DATA, Peer
 from switchgear.states import Outcome
 from switchgear.wire import (
@@ -90,40 +90,40 @@ def a_decoder_that_lets_a_type_error_out(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(module, "decode", decode)
 
 
-def a_refusal_that_disconnects_everybody(patch: pytest.MonkeyPatch) -> None:
+def after_each_frame(
+    patch: pytest.MonkeyPatch, meddle: Callable[[Actor, bytes, list[Send]], list[Send]]
+) -> None:
+    """Have something else done to the manager, and to its answers, whenever it took a frame."""
     real = server.Server._answer
 
     def answer(self: server.Server, peer: Peer, frame: bytes, now: float, first: Any = None) -> Any:
-        sends = real(self, peer, frame, now, first)
-        if any(isinstance(send.message, Error) for send in sends):
-            for other in list(self._actor._connected):
-                self._actor._disconnect(other)
-        return sends
+        return meddle(self._actor, frame, real(self, peer, frame, now, first))
 
     patch.setattr(server.Server, "_answer", answer)
+
+
+def a_refusal_that_disconnects_everybody(patch: pytest.MonkeyPatch) -> None:
+    def meddle(actor: Actor, frame: bytes, sends: list[Send]) -> list[Send]:
+        if any(isinstance(send.message, Error) for send in sends):
+            for other in list(actor._connected):
+                actor._disconnect(other)
+        return sends
+
+    after_each_frame(patch, meddle)
 
 
 def an_entry_left_behind_for_each_bad_frame(patch: pytest.MonkeyPatch) -> None:
-    real = server.Server._answer
-
-    def answer(self: server.Server, peer: Peer, frame: bytes, now: float, first: Any = None) -> Any:
-        sends = real(self, peer, frame, now, first)
+    def meddle(actor: Actor, frame: bytes, sends: list[Send]) -> list[Send]:
         for send in sends:
             if isinstance(send.message, Error) and send.message.code is ErrorCode.MALFORMED:
-                self._actor._subscribers[Peer(CONTROL, frame)] = 0.0
+                actor._subscribers[Peer(CONTROL, frame)] = 0.0
         return sends
 
-    patch.setattr(server.Server, "_answer", answer)
+    after_each_frame(patch, meddle)
 
 
 def a_refusal_of_more_than_one_message(patch: pytest.MonkeyPatch) -> None:
-    real = server.Server._answer
-
-    def answer(self: server.Server, peer: Peer, frame: bytes, now: float, first: Any = None) -> Any:
-        sends = real(self, peer, frame, now, first)
-        return sends * 5 if isinstance(sends[:1], list) and len(sends) == 1 else sends
-
-    patch.setattr(server.Server, "_answer", answer)
+    after_each_frame(patch, lambda actor, frame, sends: sends * 5 if len(sends) == 1 else sends)
 
 
 def a_reset_of_the_wrong_circuit(patch: pytest.MonkeyPatch) -> None:

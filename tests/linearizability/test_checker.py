@@ -169,9 +169,9 @@ def test_a_kept_run_is_the_same_again(tmp_path: object) -> None:
 # -- numbers that nobody was told ------------------------------------------------------------------
 
 
-def killed_run(*, reopens: bool) -> History:
-    """The holder of a probe is killed, and what it had sent last was never answered."""
-    book = Notebook(replace(STRICT, failure_threshold=1))
+def half_open(config: CircuitConfig) -> Notebook:
+    """The first permit's call fails and opens the circuit, and it becomes half-open."""
+    book = Notebook(replace(config, failure_threshold=1))
     book.ping()  # 1
     book.declare()  # 2
     book.acquire(1, 1, None)  # 3
@@ -179,6 +179,12 @@ def killed_run(*, reopens: bool) -> History:
     book.event(CLOSED, OPEN, "failures", 2)
     book.now += 2.0
     book.timer(OPEN, HALF_OPEN, "timeout", 3)  # 5
+    return book
+
+
+def killed_run(*, reopens: bool) -> History:
+    """The holder of a probe is killed, and what it had sent last was never answered."""
+    book = half_open(STRICT)
     book.acquire(2, 3, 28_200_000)  # 6
     book.batch(2, 1, successes=3)  # 7
     book.history.killed[2] = book.now
@@ -204,16 +210,7 @@ def test_nobody_dies_before_it_is_killed() -> None:
 
 def timers_run(fired: int) -> History:
     """A probe is lost while the circuit is open, which is then reset; timers fire all the same."""
-    book = Notebook(
-        replace(STRICT, failure_threshold=1, max_concurrent_requests=2, permit_timeout=2.0)
-    )
-    book.ping()  # 1
-    book.declare()  # 2
-    book.acquire(1, 1, None)  # 3
-    book.report(1, 3, 1, FAILURE, COUNTED)  # 4
-    book.event(CLOSED, OPEN, "failures", 2)
-    book.now += 2.0
-    book.timer(OPEN, HALF_OPEN, "timeout", 3)  # 5
+    book = half_open(replace(STRICT, max_concurrent_requests=2, permit_timeout=2.0))
     book.acquire(2, 3, 10_200_000)  # 6
     book.acquire(1, 3, 11_200_000)  # 7
     book.report(2, 6, 3, FAILURE, COUNTED)  # 8
