@@ -7,6 +7,7 @@ half-way is resumed, and the command is done again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import sys
 from collections import deque
@@ -289,6 +290,22 @@ def test_it_is_even_when_a_handler_raises_in_the_finalizer(
     assert raised == [Claim.__del__]
     assert desk.woken == 0
     assert [watch.hold for watch in desk.dropped] == [hold]
+
+
+def test_a_claim_that_a_handler_keeps_from_being_made_is_nobodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: raised.append(unraisable.object))
+    desk = Desk()
+    made = None
+    for at in itertools.count(1):
+        with contextlib.suppress(Raised), Handler(at).armed():
+            made = Claim(desk, "a")  # type: ignore[arg-type]
+        if made is not None:
+            break
+    assert at > 2
+    assert raised == []
 
 
 @pytest.mark.parametrize("answer", [None, Grant(1, 2, 3, probe=True)])

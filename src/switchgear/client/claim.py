@@ -82,7 +82,8 @@ class Claim:
         self._link.report(self, outcome, duration, error, settled)
 
     def __del__(self) -> None:
-        if self.hold.owed:
+        hold = getattr(self, "hold", None)  # a signal handler may have raised before there was one
+        if hold is not None and hold.owed:
             self._link.wake()  # or it goes back with the next turn
 
 
