@@ -203,6 +203,17 @@ def test_g7_no_call_runs_after_the_failure_that_opens(manager: sg.Manager) -> No
     assert counts(breaker) == (200, 200, 0, 200)
 
 
+def test_g7_a_failure_comes_after_what_ended_under_a_lease_before_it(manager: sg.Manager) -> None:
+    breaker = manager.breaker("service", failure_threshold=2)
+    asked = breaker.acquire()  # the first call asks, and with its permit comes the lease
+    assert runs_unasked(breaker)
+    breaker.execute(int)
+    asked.failure(ConnectionError())
+    with pytest.raises(ConnectionError):
+        breaker.execute(fail)
+    assert breaker.state is sg.State.OPEN  # as a plain breaker's would be
+
+
 def test_g7_holds_when_every_thread_of_a_process_fails_at_once(manager: sg.Manager) -> None:
     threshold, threads = 4, 8
     breaker = manager.breaker("service", failure_threshold=threshold, open_timeout=600.0)

@@ -513,6 +513,8 @@ class Link:
         if hold.owed:
             assert hold.name is not None
             assert isinstance(hold.answer, Grant)
+            if outcome is Outcome.FAILURE:
+                self._collect_of(hold.name)
             self._session.report(
                 hold.name,
                 hold.answer,
@@ -526,6 +528,7 @@ class Link:
             self.watches.pop(hold, None)
 
     def _fail(self, failure: One, source: Lease) -> None:
+        self._collect_of(failure.name)
         self._session.report_failure(failure, source, now=time.monotonic())
 
     def _report_totals(self, totals: Whole) -> None:
@@ -548,6 +551,16 @@ class Link:
             self._session.collect(lease, now=now)
             del self._dirty[0]
         self._collect_at = now + FLUSH_INTERVAL
+
+    def _collect_of(self, name: str) -> None:
+        """Take what has ended on a circuit before a failure, so that it counts before it.
+
+        The leases stay among those that are to be collected: something may come until then.
+        """
+        for place in range(len(self._dirty)):  # callers append to it meanwhile
+            lease = self._dirty[place]
+            if lease.name == name:
+                self._session.collect(lease, now=time.monotonic())
 
     def _abandon(self, waiter: ThreadWaiter | TaskWaiter, timed_out: bool) -> None:
         if not waiter.answered:
