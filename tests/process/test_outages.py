@@ -63,6 +63,32 @@ def test_calls_go_on_when_the_manager_is_killed_and_only_the_first_one_waits(
     assert waits[-2] < 0.2
 
 
+@pytest.mark.parametrize("consistency", ["leased", "strict"])
+def test_a_circuit_that_was_open_lets_one_probe_through_when_its_time_is_over(
+    address: str, client: sg.Client, consistency: str
+) -> None:
+    breaker = client.breaker(
+        "service", failure_threshold=1, open_timeout=0.3, consistency=consistency
+    )
+    with ending(start_manager(address)) as manager:
+        eventually(lambda: answers(breaker))
+        with pytest.raises(ConnectionError):
+            breaker.execute(fail)
+        assert not runs(breaker)
+        end(manager)
+    probe = eventually(lambda: acquired(breaker))
+    assert not runs(breaker)
+    probe.success()
+    assert runs(breaker)
+
+
+def acquired(breaker: sg.Breaker) -> sg.Permit | None:
+    try:
+        return breaker.acquire()
+    except sg.CallNotPermittedError:
+        return None
+
+
 def timed(breaker: sg.Breaker, waits: list[float]) -> None:
     begun = time.monotonic()
     breaker.execute(int)

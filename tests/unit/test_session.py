@@ -1633,6 +1633,14 @@ def test_the_gate_hears_of_a_strict_circuit_by_its_answers(pair: Pair) -> None:
     pair.run()
     assert (gate.open_until, gate.last_error) == (pair.now + 8.0, "OSError: down")
     pair.advance(8.0)
+    probe = granted(pair, name="strict")
+    assert (gate.open_until, gate.last_error) == (pair.now, "OSError: down")  # half-open since now
+    pair.advance(1.0)
+    pair.acquire("strict")
+    pair.run()
+    assert gate.open_until == pair.now  # and was rejected, so it still is
+    pair.session.report("strict", probe, Outcome.SUCCESS, 0.001, now=pair.now)
+    report_on(pair, "strict", Outcome.SUCCESS)
     granted(pair, name="strict")
     assert gate.open_until < 0.0
 

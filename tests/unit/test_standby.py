@@ -71,14 +71,19 @@ def test_a_circuit_that_was_open_stays_open_for_the_rest_of_its_time(outage: Out
 
 
 @pytest.mark.parametrize("until", [99.0, 100.0])
-def test_one_whose_time_was_over_and_one_that_was_closed_begin_closed(
-    outage: Outage, until: float
-) -> None:
+def test_one_whose_time_is_over_is_half_open(outage: Outage, until: float) -> None:
     outage.gate.heard_open(until, "E: before")
-    outage.permit()
-    outage.gate.heard_open(200.0, None)
+    probe = outage.permit()
+    assert outage.acquire() == Rejection(State.HALF_OPEN, None, "E: before")
+    probe.report(Outcome.FAILURE, 0.5, "E: still")
+    assert outage.acquire() == Rejection(State.OPEN, 30.0, "E: still")
+
+
+def test_one_that_was_closed_again_is_closed(outage: Outage) -> None:
+    outage.gate.heard_open(99.0, None)
     outage.gate.heard_closed()
-    outage.permit("b")
+    for _ in range(3):
+        outage.permit()
 
 
 def test_circuits_are_each_their_own(outage: Outage) -> None:
@@ -191,12 +196,6 @@ def test_a_circuit_that_was_here_in_an_outage_may_turn_out_to_have_no_room(outag
     outage.standby.end("full")
     ((_, totals),) = outage.handed_over
     assert (totals.successes, totals.failures) == (1, 2)
-
-
-def test_a_circuit_whose_open_time_ends_now_is_closed_and_not_half_open(outage: Outage) -> None:
-    outage.gate.heard_open(outage.now, "E: before")
-    for _ in range(3):
-        outage.permit()
 
 
 def test_what_was_only_rejected_is_handed_over_too(outage: Outage) -> None:

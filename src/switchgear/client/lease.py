@@ -156,7 +156,8 @@ class Gate:
         lease: The process's on this circuit; NO_LEASE means to ask.
         failing: When each of the failures came that are not answered, seconds on our clock.
         config: What the manager has said is in force; None: nothing yet.
-        open_until: The circuit was open, when it was last heard of, until then; on our clock.
+        open_until: The circuit was open, when it was last heard of, until then, and is half-open
+            since; seconds on our clock. -inf: it was closed.
         last_error: And this was its last failure.
     """
 
@@ -170,12 +171,12 @@ class Gate:
         self.last_error: str | None = None
 
     def heard_open(self, until: float, last_error: str | None) -> None:
-        """The manager has said that the circuit is open."""
+        """The manager has said that the circuit is open until then, and half-open after that."""
         self.open_until = until
         self.last_error = last_error
 
     def heard_closed(self) -> None:
-        """The manager has said that it is not."""
+        """The manager has said that it is closed."""
         self.open_until = -math.inf
         self.last_error = None
 

@@ -90,14 +90,17 @@ class Leases:
     def rejected(self, name: str, message: Rejected, now: float) -> None:
         """Keep in mind what the manager said of a circuit, in case it says no more."""
         gate = self._gates.get(name)
-        if gate is not None and message.retry_after is not None:
-            gate.heard_open(now + message.retry_after, message.last_error)
+        if gate is not None:
+            gate.heard_open(now + (message.retry_after or 0.0), message.last_error)
 
-    def granted(self, name: str) -> None:
+    def granted(self, name: str, now: float, *, probe: bool) -> None:
         """The same, of one that admits calls."""
         gate = self._gates.get(name)
         if gate is not None:
-            gate.heard_closed()
+            if probe:
+                gate.heard_open(now, gate.last_error)
+            else:
+                gate.heard_closed()
 
     def suspended(self, name: str) -> bool:
         """A failure on a circuit is not answered."""

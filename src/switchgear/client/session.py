@@ -622,7 +622,7 @@ class Session:
         grant = Grant(self._lines[DATA].epoch, message.operation, message.generation, probe)
         asked = self._asked.get(message.request)
         if isinstance(asked, _Wanted):
-            self._leases.granted(asked.name)
+            self._leases.granted(asked.name, now, probe=probe)
             if self._leases.suspended(asked.name) and not self._reports.failing(asked.name):
                 self._leases.reported(asked.name, now - UNREPORTED)
             self._answer(message.request, grant)

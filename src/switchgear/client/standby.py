@@ -10,6 +10,7 @@ A circuit that the manager is there for, but has no room for, stays here alone u
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class Standby:
             circuit = self.alone.get(name) or self._circuits.get(name)
             if circuit is None:
                 circuit = self._circuits[name] = Circuit(name, config, now)
-                if now < gate.open_until:
+                if gate.open_until > -math.inf:  # half-open, if that is over
                     circuit.resume_open(gate.open_until, gate.last_error)
             if alone and name not in self.alone:
                 self.alone[name] = circuit
