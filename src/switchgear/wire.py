@@ -806,6 +806,8 @@ def decode(frame: bytes, allowed: Set[type[Message]]) -> Message:
         raise Malformed(
             0, 0, ErrorCode.MALFORMED, f"{len(frame)} bytes, the limit is {MAX_FRAME} bytes"
         )
+    if not frame:  # what ZeroMQ itself says on a connection that is new: see the protocol
+        raise Malformed(0, 0, ErrorCode.NO_SESSION, "an empty frame; say Hello first")
     try:
         # A fresh call each time: an Unpacker that has failed once is not safe to use again
         # (GHSA-6v7p-g79w-8964). max_ext_len=0 keeps out timestamps too, which no hook can refuse.

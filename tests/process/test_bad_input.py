@@ -257,7 +257,6 @@ def undisturbed(manager: sg.Manager) -> Iterator[None]:
 # -- bytes that are no message ---------------------------------------------------------------------
 
 NO_MESSAGE: Final = {
-    "an empty frame": b"",
     "a byte that msgpack does not use": b"\xc1",
     "another protocol": b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
     "noise": bytes(range(255, 155, -1)),
@@ -296,6 +295,14 @@ def test_bytes_that_are_no_message_are_refused_and_harm_nobody(
         sender.assert_alive()
 
 
+def test_an_empty_frame_is_answered_with_a_call_for_a_hello_and_harms_nobody(
+    peer: Peer, control: ControlPeer
+) -> None:
+    for sender in (peer, control):
+        assert sender.refusal(b"") == (0, 0, ErrorCode.NO_SESSION)
+        sender.assert_alive()
+
+
 def test_a_message_of_the_largest_size_is_taken(peer: Peer, control: ControlPeer) -> None:
     for sender, kind in ((peer, KINDS[Sync]), (control, KINDS[Ping])):
         frame = pack(kind, 7, *["x" * 2048] * 31, "x" * (64 * 1024 - 31 * 2051 - 8))
@@ -305,7 +312,7 @@ def test_a_message_of_the_largest_size_is_taken(peer: Peer, control: ControlPeer
 
 def test_a_message_cut_short_anywhere_is_refused(peer: Peer, circuit: str) -> None:
     whole = pack(KINDS[Report], 1, circuit, 1_700_000_000_000_000, 5, 1, 1, 25, "TimeoutError: é")
-    for length in range(len(whole)):
+    for length in range(1, len(whole)):
         assert peer.refusal(whole[:length]) == (0, 0, MALFORMED)
     peer.assert_alive()
 
@@ -670,7 +677,7 @@ def test_a_hundred_bad_frames_in_one_message_harm_nobody(peer: Peer, control: Co
 def test_a_bad_frame_harms_nothing_before_or_behind_it(peer: Peer, circuit: str) -> None:
     peer.send(
         pack(KINDS[Declare], 7, circuit, STRICT),
-        b"",
+        b"\xc1",
         pack(99, 8),
         pack(KINDS[Acquire], 9, circuit, LATER),
         pack(KINDS[Acquire], 10, circuit, NAN),

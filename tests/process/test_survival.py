@@ -17,6 +17,8 @@ from typing import Any, Final
 import pytest
 
 import switchgear as sg
+from switchgear.client.link import Link
+from switchgear.transport import WRITABLE, events_of
 
 from .conftest import (
     ACQUIRE_TIMEOUT,
@@ -120,6 +122,31 @@ def test_g11_a_half_open_circuit_admits_a_probe_of_the_next_manager_and_the_dead
         other.success()
         client.flush(PATIENCE)
         assert breaker.state is sg.State.CLOSED
+
+
+def test_g1_who_did_not_notice_that_the_manager_was_replaced_hears_events_again(
+    address: str, client: sg.Client
+) -> None:
+    seen: list[tuple[sg.State, sg.State]] = []
+    with ending(start_manager(address)) as first:
+        breaker = client.breaker("service", failure_threshold=1)
+        breaker.on_state_change(lambda name, old, new: seen.append((old, new)))
+        assert breaker.state is sg.State.CLOSED
+        link = client.link()
+        assert link is not None
+        with link._driver:  # as if this process did not get to run
+            end(first)
+            eventually(lambda: not reaches_somebody(link))
+            second = start_manager(address)
+            eventually(lambda: reaches_somebody(link))
+    with ending(second), connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as other:
+        trip(other.breaker("service"))
+        eventually(lambda: seen == [(sg.State.CLOSED, sg.State.OPEN)])
+
+
+def reaches_somebody(link: Link) -> bool:
+    """A manager is at the other end of every connection, whether the link knows or not."""
+    return all(events_of(socket) & WRITABLE for socket in link._sockets.values())
 
 
 def test_g11_configurations_totals_and_transitions_survive_without_any_client(

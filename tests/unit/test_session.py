@@ -178,6 +178,46 @@ def test_a_greeting_that_is_not_answered_is_said_again(owed: str) -> None:
     assert waiter.answered
 
 
+def subscribed() -> Pair:
+    """A client that has nothing to wait for but events."""
+    pair = Pair()
+    pair.subscribe()
+    pair.run()
+    return pair
+
+
+def test_who_hears_that_its_connection_is_a_new_one_greets_and_subscribes_again() -> None:
+    pair = subscribed()
+    pair.actor._subscribers.clear()
+    pair.said.clear()
+    pair.session.received(CONTROL, Error(0, 0, ErrorCode.NO_SESSION, "say Hello"), pair.now)
+    pair.run()
+    asked = [type(one.message) for one in pair.said if one.by_client]
+    assert asked == [Hello, Subscribe]
+    assert len(pair.actor._subscribers) == 1
+
+
+def test_who_greets_on_a_new_connection_already_does_not_greet_twice() -> None:
+    pair = Pair(connected=False)
+    pair.session.subscribe(Waiter("subscribe"))
+    pair.connect(0, CONTROL)
+    pair.session.received(CONTROL, Error(0, 0, ErrorCode.NO_SESSION, "say Hello"), pair.now)
+    pair.run()
+    assert len(pair.sent(Hello)) == 1
+
+
+def test_a_subscriber_whose_greeting_is_not_answered_says_it_again() -> None:
+    pair = subscribed()
+    pair.cut(0, CONTROL)
+    pair.connect(0, CONTROL)
+    lose_what_was_said(pair, CONTROL)
+    assert pair.session.knock_at == pair.now + PATIENCE
+    before = len(pair.actor._subscribers)  # its old connection, which nobody has noticed is gone
+    knock(pair)
+    assert len(pair.actor._subscribers) == before + 1
+    assert pair.session.knock_at == math.inf
+
+
 def test_who_only_asks_greets_again_where_it_asks_and_only_while_it_is_not_let_in() -> None:
     pair = Pair(connected=False)
     waiter = pair.ask(Ping)

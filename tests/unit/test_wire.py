@@ -606,7 +606,6 @@ def test_no_nesting_is_deep_enough_to_raise_anything_else(
 @pytest.mark.parametrize(
     "frame",
     [
-        b"",
         b"\xc1",  # never used in msgpack
         b"GET / HTTP/1.1\r\n\r\n",
         b'[12, 7, "payments", 1]',
@@ -630,6 +629,12 @@ def test_what_has_no_kind_is_refused_as_malformed(frame: bytes) -> None:
     for way in WAYS:
         wrong = refusal(frame, way)
         assert (wrong.kind, wrong.ref, wrong.code) == (0, 0, ErrorCode.MALFORMED)
+
+
+def test_what_zeromq_says_on_a_new_connection_is_answered_with_a_call_for_a_hello() -> None:
+    for way in WAYS:
+        wrong = refusal(b"", way)
+        assert (wrong.kind, wrong.ref, wrong.code) == (0, 0, ErrorCode.NO_SESSION)
 
 
 @pytest.mark.parametrize("kind", [0, 4, 9, 24, 29, 47, 127, 2**31, MAX_INTEGER])

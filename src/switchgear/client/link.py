@@ -606,6 +606,9 @@ class Link:
         # Every option before connect: set later, it would not count for this endpoint.
         socket.setsockopt(zmq.LINGER, _LINGER_MS)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # else a later manager gets what nobody waits for
+        # Each new connection begins with an empty frame, which the manager answers with NO_SESSION:
+        # so we hear of one that has broken and come back while we did not get to look.
+        socket.setsockopt(zmq.PROBE_ROUTER, 1)
         socket.setsockopt(zmq.SNDHWM, _QUEUE)
         socket.setsockopt(zmq.RCVHWM, _QUEUE)
         socket.setsockopt(zmq.MAXMSGSIZE, 16 * MAX_FRAME)

@@ -407,7 +407,7 @@ class Session:
                 at = max(sent_at, data.greeted_at)
         elif data.phase is _Phase.GREETING and (self._reports or self._asked or self._held):
             at = data.greeted_at
-        if control.phase is _Phase.GREETING and self._asked:
+        if control.phase is _Phase.GREETING and (self._asked or self._subscribed):
             at = min(at, control.greeted_at)
         return at + self._patience
 
