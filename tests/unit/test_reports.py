@@ -464,3 +464,79 @@ def test_totals_are_of_their_circuit_and_owed_until_they_are_in_the_queue() -> N
         reports.add(totals, None)
     assert totals.reported is True
     assert send_all(reports) == [Missed(1, "a", 1, 2, 3, 4, (500_000,), "OSError: down")]
+
+
+def whole(name: str = "a", *, failures: int = 0, rejected: int = 0, seconds: float = 1.0) -> Whole:
+    error = f"E: {failures}" if failures else None
+    return Whole(name, Totals(1, failures, 0, rejected, [seconds] * (1 + failures), error))
+
+
+def test_totals_that_wait_take_up_those_of_their_circuit_that_come_after_them() -> None:
+    reports = Reports()
+    for totals in (whole(failures=2), whole("b"), whole(rejected=3, seconds=2.0)):
+        reports.add(totals, None)
+        reports.add(totals, None)  # tried again
+        reports.check()
+        assert totals.reported is True
+    first, other = send_all(reports)
+    assert first == Missed(1, "a", 2, 2, 0, 3, (1_000_000,) * 3 + (2_000_000,), "E: 2")
+    assert other == Missed(2, "b", 1, 0, 0, 0, (1_000_000,), None)
+
+
+def test_totals_that_were_sent_stay_as_they_were() -> None:
+    reports = Reports()
+    reports.add(whole(failures=1), None)
+    (sent,) = send_all(reports)
+    reports.restart(0)
+    reports.add(whole(failures=2), None)
+    reports.check()
+    assert send_all(reports)[0] == sent
+    assert len(reports) == 2
+
+
+def test_totals_keep_the_last_hundred_durations_and_the_last_error() -> None:
+    reports = Reports()
+    for failures in (60, 70):
+        reports.add(whole(failures=failures, seconds=float(failures)), None)
+    (missed,) = send_all(reports)
+    assert isinstance(missed, Missed)
+    assert missed.durations == (60_000_000,) * 29 + (70_000_000,) * 71
+    assert missed.last_error == "E: 70"
+
+
+def test_totals_take_more_up_to_half_of_what_they_can_say_and_then_others_begin() -> None:
+    reports = Reports()
+    reports.add(whole(rejected=MAX_COUNT // 2), None)
+    reports.add(whole(rejected=1), None)
+    assert len(reports) == 1
+    reports.add(whole(), None)
+    reports.check()
+    assert len(reports) == 2
+    reports.add(whole(), None)
+    assert len(reports) == 2
+
+
+def test_after_the_end_totals_are_not_taken_up_by_what_is_forgotten() -> None:
+    reports = Reports()
+    reports.add(whole(), None)
+    reports.clear()
+    reports.check()
+    reports.add(whole(), None)
+    assert len(reports) == 1
+
+
+def test_a_failure_is_delayed_while_it_waits_for_room_in_the_window() -> None:
+    reports = Reports()
+    for _ in range(WINDOW):
+        reports.add(one(), None)
+    assert not reports.delayed("a")
+    send_all(reports)
+    reports.add(one(), None)
+    assert not reports.delayed("a")  # it is a success
+    reports.add(one(FAILURE), None)
+    assert reports.delayed("a")
+    assert not reports.delayed("b")
+    for _ in range(2):
+        reports.acknowledge()
+    send_all(reports)
+    assert not reports.delayed("a")

@@ -7,11 +7,13 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Final
+from unittest import mock
 
 import pytest
 from harness import Pair, Waiter
 
 from switchgear.circuit import Totals
+from switchgear.client import reports
 from switchgear.client.lease import Lease
 from switchgear.client.reports import WINDOW, Whole
 from switchgear.client.session import GREETING_INTERVAL, PATIENCE, RETRY_MAX, Grant
@@ -718,6 +720,82 @@ def test_an_acquire_that_arrives_after_its_deadline_is_answered_with_the_error(p
     pair.run()
     assert isinstance(waiter.answer, Error)
     assert waiter.answer.code is ErrorCode.DEADLINE_PASSED
+
+
+# -- a window that is full -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """A failure on "b" has no room in the window, because the manager acknowledges nothing."""
+    monkeypatch.setattr(reports, "WINDOW", 3)
+    pair = Pair()
+    for name in ("a", "b"):
+        pair.session.declare(name, CircuitConfig(failure_threshold=1, consistency="strict"))
+    grants = [granted(pair) for _ in range(3)]
+    failed = granted(pair, name="b")
+    pair.saves = False
+    for grant in grants:
+        report(pair, grant)
+    pair.session.report("b", failed, Outcome.FAILURE, 0.001, "OSError: down", now=pair.now)
+    pair.collect()
+    pair.run()
+    assert len(pair.sent(Report)) == 3
+    return pair
+
+
+def acknowledge_all(pair: Pair) -> None:
+    pair.saves = True
+    pair.now += 1.0
+    pair.save()
+    pair.run()
+
+
+def test_g7_a_call_waits_for_the_failure_before_it_that_has_no_room_in_the_window(
+    full: Pair,
+) -> None:
+    call, other = full.acquire("b", timeout=5.0), full.acquire("a")
+    full.run()
+    assert not call.answered
+    assert isinstance(other.answer, Grant)
+    acknowledge_all(full)
+    assert isinstance(call.answer, Rejected)
+    assert call.answer.state is State.OPEN
+
+
+def test_who_stopped_waiting_for_the_window_is_not_asked_for(full: Pair) -> None:
+    call = full.acquire("b")
+    full.session.abandon(call, timed_out=False)
+    before = len(full.sent(Acquire))
+    acknowledge_all(full)
+    assert len(full.sent(Acquire)) == before
+    assert not full.session._abandoned
+
+
+def test_a_permit_nobody_waits_for_goes_back_when_there_is_room_in_the_window(full: Pair) -> None:
+    call = full.acquire("a", timeout=5.0)
+    full.deliver_up()  # it is granted, and the answer gets lost
+    full.cut()
+    full.connect()
+    full.saves = True  # and the Welcome comes
+    with mock.patch.object(reports.Reports, "delayed", return_value=True):
+        full.deliver_up()
+        full.deliver_down()
+        assert list(full.session._delayed) == list(full.session._asked)
+        full.session.abandon(call, timed_out=False)
+    acknowledge_all(full)
+    assert stats(full).in_flight == 0
+    assert not full.session._abandoned
+
+
+def test_after_a_welcome_what_waits_for_the_window_is_sent_in_its_time_and_once(full: Pair) -> None:
+    call = full.acquire("b", timeout=5.0)
+    full.cut()
+    full.connect()
+    full.run()
+    acknowledge_all(full)
+    assert isinstance(call.answer, Rejected)
+    assert stats(full, "b").total_rejected == 1
 
 
 # -- reports across breaks -------------------------------------------------------------------------

@@ -10,6 +10,7 @@ A signal handler may raise out of any call in here; see the session.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -76,6 +77,9 @@ class Whole:
     """What a client has counted by itself, for a Missed.
 
     Attributes:
+        name: The circuit.
+        owed: What is reported by it: itself.
+        reported: It is in the queue, or was taken up by one that is.
         sent_at: When, seconds on our clock.
     """
 
@@ -89,6 +93,21 @@ class Whole:
         self.owed: Owed = self
         self.reported = False
         self.sent_at = 0.0
+
+    def take(self, later: Whole) -> None:
+        """Take up what was counted after it."""
+        name, successes, failures, neutral, rejected, durations, last_error = self._fields
+        _, succeeded, failed, other, refused, lasted, error = later._fields
+        counts = successes + succeeded, failures + failed, neutral + other, rejected + refused
+        durations = (*durations, *lasted)[-LATENCY_WINDOW:]
+        # No call here, see Many.take.
+        self._fields = (name, *counts, durations, last_error if error is None else error)
+        later.reported = True
+
+    @property
+    def full(self) -> bool:
+        """It takes no more, as `Many.full`."""
+        return max(self._fields[1:5]) > MAX_COUNT // 2
 
     def build(self, number: int) -> Missed:
         """The message."""
@@ -182,6 +201,7 @@ class Reports:
         self.settled = 0
         self._queue: deque[One | Many | Whole] = deque()
         self._growing: dict[Lease, Many] = {}  # those that were never sent
+        self._whole: dict[str, Whole] = {}  # and of those the last of each circuit
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -205,11 +225,18 @@ class Reports:
         owed = report.owed
         if owed.reported:
             return
+        if isinstance(report, Whole):
+            before = self._whole.get(report.name)
+            if before is not None and not before.full:
+                before.take(report)  # it moves no circuit, so it may count before others
+                return
         for lease in leases:
             if lease is not None:
                 self._growing.pop(lease, None)  # what ends later must not be counted before this
         self._queue += (report,)  # not append(), which is a call: see Many.take
         owed.reported = True
+        if isinstance(report, Whole):
+            self._whole[report.name] = report
 
     def collect(self, lease: Lease) -> None:
         """Take the outcomes that callers have left in a lease."""
@@ -230,9 +257,19 @@ class Reports:
         report = self._queue[place]
         if isinstance(report, Many):
             self._growing.pop(report.source, None)
+        elif isinstance(report, Whole):
+            self._whole.pop(report.name, None)
         report.sent_at = now
         self.sent += 1
         return report.build(self.sent)
+
+    def delayed(self, name: str) -> bool:
+        """A failure on a circuit waits for room in the window. Linear in what does."""
+        place = self.sent - self.acknowledged
+        if place == len(self._queue):
+            return False  # as mostly
+        unsent = itertools.islice(self._queue, place, None)
+        return any(isinstance(one, One) and one.failed and one.name == name for one in unsent)
 
     def sent_at(self, number: int) -> float | None:
         """When a report was sent that is still in the queue."""
@@ -273,6 +310,7 @@ class Reports:
     def clear(self) -> None:
         """Nobody will ever take them in."""
         self._growing.clear()
+        self._whole.clear()
         self._queue.clear()
         self.sent = self.acknowledged
 
@@ -282,3 +320,4 @@ class Reports:
         assert self.sent <= self.acknowledged + WINDOW
         unsent = list(self._queue)[self.sent - self.acknowledged :]
         assert all(batch in unsent for batch in self._growing.values())
+        assert all(whole in unsent for whole in self._whole.values())

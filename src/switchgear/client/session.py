@@ -213,6 +213,7 @@ class Session:
         self._flushes: list[_Flush] = []
         self._abandoned: dict[int, str] = {}  # requests for permits nobody waits for -> circuit
         self._configs: dict[str, CircuitConfig | None] = {}  # what callers have declared
+        self._delayed: dict[int, None] = {}  # requests for permits, behind reports that are unsent
         self._declared: dict[str, None] = {}  # this manager has been told
         self._declaring: dict[int, str] = {}  # and has not answered yet: request -> circuit
         self._full: dict[str, Error] = {}  # it has no room for these circuits, as it said then
@@ -543,6 +544,7 @@ class Session:
             self.outbox.append((DATA, Acquire(number, name, 0)))
         self._acknowledge(taken_in, None)
         self._reports.restart(taken_in)
+        self._delayed.clear()  # all that is unanswered is sent anew
         unanswered = {*self._declaring.values(), *self._full}  # there may be room by now
         self._full.clear()
         # A successor knows what its predecessor has answered; and to declare that again would undo
@@ -672,6 +674,17 @@ class Session:
                 if report.name not in self._declared:  # counted while no manager was ever asked
                     self._send_declare(report.name)
                 self.outbox.append((DATA, report))
+            if self._delayed:
+                self._send_delayed()
+
+    def _send_delayed(self) -> None:
+        delayed, self._delayed = self._delayed, {}
+        for number in delayed:
+            asked = self._asked.get(number)
+            if asked is not None:
+                self._send(number, asked)
+            elif number in self._abandoned:  # it may have been sent before, on another connection
+                self.outbox.append((DATA, Acquire(number, self._abandoned[number], 0)))
 
     # -- what is waited for ------------------------------------------------------------------------
 
@@ -720,6 +733,9 @@ class Session:
 
     def _send(self, number: int, asked: _Wanted | _Question) -> None:
         if isinstance(asked, _Wanted):
+            if self._reports.delayed(asked.name):  # to be decided with that failure counted
+                self._delayed[number] = None
+                return
             self._ensure_declared((asked.name,))
             deadline = to_micros(asked.deadline + self._clock_offset)
             # An instant, whatever clock the manager has told.
