@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -27,6 +29,13 @@ def main() -> int:
     every = modules()
     chosen = [module for module in every if not options.modules or named(module, options.modules)]
     mutants = {mutant.key: (module, mutant) for module in chosen for mutant in module.mutants}
+    if options.since:
+        touched = {module.name: changed(module, options.since) for module in chosen}
+        mutants = {
+            key: (module, mutant)
+            for key, (module, mutant) in mutants.items()
+            if not touched[module.name].isdisjoint(range(mutant.first, mutant.last + 1))
+        }
     if options.sample:
         keys = random.Random(options.seed).sample(sorted(mutants), options.sample)
         mutants = {key: mutants[key] for key in sorted(keys)}
@@ -52,6 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--sample", type=int, default=0, help="only so many, drawn with the seed")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--since", metavar="COMMIT", help="only in lines that were changed since")
     parser.add_argument(
         "--again", action="store_true", help="only what lived before, with the tests that are new"
     )
@@ -60,6 +70,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def named(module: Module, names: Sequence[str]) -> bool:
     return module.name in names or module.name.rpartition(".")[2] in names
+
+
+def changed(module: Module, commit: str) -> set[int]:
+    """The lines of a module that are not as they were at a commit."""
+    diff = ["git", "diff", "--unified=0", commit, "--", str(module.path)]
+    text = subprocess.run(diff, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    hunks = re.findall(r"^@@ -\S+ \+(\d+)(?:,(\d+))? @@", text, re.MULTILINE)
+    return {int(first) + line for first, count in hunks for line in range(int(count or 1))}
 
 
 def progress(campaign: Campaign, mutants: Mapping[Key, object], began: float) -> None:

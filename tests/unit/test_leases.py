@@ -1089,8 +1089,8 @@ def test_the_gate_keeps_what_was_heard_of_the_circuit_on_any_way() -> None:
     assert gate.config is CONFIG
     leases.rejected("a", Rejected(1, 2, State.OPEN, 3.0, "OSError: down"), T0)
     assert (gate.open_until, gate.last_error) == (T0 + 3.0, "OSError: down")
-    leases.granted("a", T0 + 3.0, probe=True)
-    assert (gate.open_until, gate.last_error) == (T0 + 3.0, "OSError: down")
+    leases.granted("a", T0 + 3.5, probe=True)
+    assert (gate.open_until, gate.last_error) == (T0 + 3.5, "OSError: down")
     leases.granted("a", T0 + 4.0, probe=False)
     assert (gate.open_until, gate.last_error) == (-math.inf, None)
     leases.grant(Leased("a", 1, State.OPEN, 8_000_000, "OSError: down"), 1, 2.0)

@@ -483,6 +483,13 @@ def test_totals_that_wait_take_up_those_of_their_circuit_that_come_after_them() 
     assert other == Missed(2, "b", 1, 0, 0, 0, (1_000_000,), None)
 
 
+def test_totals_that_wait_count_all_kinds_of_outcomes_together() -> None:
+    reports = Reports()
+    for counts in ((1, 10, 100, 1_000), (2, 20, 200, 2_000)):
+        reports.add(Whole("a", Totals(*counts, [], None)), None)
+    assert send_all(reports) == [Missed(1, "a", 3, 30, 300, 3_000, (), None)]
+
+
 def test_totals_that_were_sent_stay_as_they_were() -> None:
     reports = Reports()
     reports.add(whole(failures=1), None)
@@ -504,16 +511,14 @@ def test_totals_keep_the_last_hundred_durations_and_the_last_error() -> None:
     assert missed.last_error == "E: 70"
 
 
-def test_totals_take_more_up_to_half_of_what_they_can_say_and_then_others_begin() -> None:
+@pytest.mark.parametrize("kind", range(4))
+def test_totals_take_more_up_to_half_of_what_they_can_say_and_then_others_begin(kind: int) -> None:
     reports = Reports()
-    reports.add(whole(rejected=MAX_COUNT // 2), None)
-    reports.add(whole(rejected=1), None)
-    assert len(reports) == 1
-    reports.add(whole(), None)
-    reports.check()
-    assert len(reports) == 2
-    reports.add(whole(), None)
-    assert len(reports) == 2
+    for count, waiting in ((MAX_COUNT // 2, 1), (1, 1), (1, 2), (1, 2)):
+        counts = [count if place == kind else 0 for place in range(4)]
+        reports.add(Whole("a", Totals(*counts, [], None)), None)
+        reports.check()
+        assert len(reports) == waiting
 
 
 def test_after_the_end_totals_are_not_taken_up_by_what_is_forgotten() -> None:
@@ -533,10 +538,15 @@ def test_a_failure_is_delayed_while_it_waits_for_room_in_the_window() -> None:
     send_all(reports)
     reports.add(one(), None)
     assert not reports.delayed("a")  # it is a success
-    reports.add(one(FAILURE), None)
+    for _ in range(2):
+        reports.add(one(FAILURE), None)
     assert reports.delayed("a")
     assert not reports.delayed("b")
-    for _ in range(2):
-        reports.acknowledge()
+    reports.acknowledge()
+    reports.acknowledge()
     send_all(reports)
-    assert not reports.delayed("a")
+    assert reports.delayed("a")  # the second one
+    reports.acknowledge()
+    reports.add(one(), None)
+    send_all(reports)
+    assert not reports.delayed("a")  # both are sent, and a success is not

@@ -798,6 +798,19 @@ def test_after_a_welcome_what_waits_for_the_window_is_sent_in_its_time_and_once(
     assert stats(full, "b").total_rejected == 1
 
 
+def test_what_a_welcome_makes_room_for_is_asked_for_once(full: Pair) -> None:
+    call = full.acquire("b", timeout=5.0)
+    full.cut()
+    full.saves = True
+    full.now += 1.0
+    full.save()
+    before = len(full.sent(Acquire))
+    full.connect()
+    full.run()
+    assert isinstance(call.answer, Rejected)
+    assert len(full.sent(Acquire)) == before + 1
+
+
 # -- reports across breaks -------------------------------------------------------------------------
 
 
