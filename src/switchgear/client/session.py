@@ -521,7 +521,8 @@ class Session:
         elif self._subscribed:
             if another_line:
                 self._seen = None  # versions are counted anew
-            self._subscribe_anew()
+            if not self._subscribing:
+                self._subscribe_anew()
         for number in self._asked_on(connection):
             self._send(number, self._asked[number])
         self._pass_barrier()
@@ -815,6 +816,15 @@ class Session:
 
     def _build_subscribe(self, number: int) -> Message:
         return Subscribe(number, self._seen)
+
+    @property
+    def _subscribing(self) -> bool:
+        """The first Subscribe is not answered, and so is sent by itself after each Welcome.
+
+        The answer to another one would tell us to begin after events that were on their way.
+        """
+        questions = [asked for asked in self._asked.values() if isinstance(asked, _Question)]
+        return any(question.build == self._build_subscribe for question in questions)
 
     def _subscribe_anew(self) -> None:
         """Have all that came since sent again."""
