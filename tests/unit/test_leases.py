@@ -996,7 +996,6 @@ def test_what_is_heard_of_a_circuit_that_no_breaker_looks_at_opens_no_gate() -> 
     leases.check()
     assert not gates
     assert not leases
-    assert leases.of("a") is None
     assert not leases.suspended("a")
 
 
@@ -1112,14 +1111,15 @@ def test_a_circuit_is_suspended_while_a_failure_on_it_is_not_answered() -> None:
 
 
 def test_a_lease_of_any_generation_is_taken_that_is_not_earlier_than_what_was_heard() -> None:
-    leases = Leases({"a": Gate(), "b": Gate()}, Outlet())
+    gates = {"a": Gate(), "b": Gate()}
+    leases = Leases(gates, Outlet())
     leases.grant(Leased("a", 0, State.CLOSED, None, None), 1, 0.0)
-    assert leases.of("a") is not None
+    assert gates["a"].lease is not NO_LEASE
     leases.heard("b", 1)
     leases.grant(Leased("b", 0, State.CLOSED, None, None), 1, 0.0)
-    assert leases.of("b") is None
+    assert gates["b"].lease is NO_LEASE
     leases.grant(Leased("b", 1, State.CLOSED, None, None), 1, 0.0)
-    assert leases.of("b") is not None
+    assert gates["b"].lease is not NO_LEASE
 
 
 def test_who_hangs_up_owes_no_answer_to_a_failure(pair: Pair) -> None:

@@ -74,9 +74,9 @@ def anew(message: Report | Batch, number: int) -> Message:
 
 def test_reports_are_sent_in_the_order_they_came_and_numbered_without_a_gap() -> None:
     reports, lease = Reports(), lease_on()
-    reports.add(one(SUCCESS), None)
+    reports.add(one(SUCCESS))
     add(reports, lease, 1.0)
-    reports.add(one(FAILURE), lease)
+    reports.add(one(FAILURE))
     add(reports, lease, 2.0)
     sent = send_all(reports)
     assert [type(message) for message in sent] == [Report, Batch, Report, Batch]
@@ -88,7 +88,7 @@ def test_reports_are_sent_in_the_order_they_came_and_numbered_without_a_gap() ->
 def test_at_most_a_window_of_reports_is_sent_and_not_acknowledged(acknowledged: int) -> None:
     reports = Reports()
     for _ in range(WINDOW + 600):
-        reports.add(one(), None)
+        reports.add(one())
     assert len(send_all(reports)) == WINDOW
     for _ in range(acknowledged):
         reports.acknowledge()
@@ -104,7 +104,7 @@ def test_the_window_is_4096() -> None:
 def test_what_was_sent_is_known_with_its_time_until_it_is_acknowledged() -> None:
     reports = Reports()
     for _ in range(3):
-        reports.add(one(), None)
+        reports.add(one())
     reports.next_to_send(5.0)
     reports.next_to_send(6.0)
     assert [reports.sent_at(number) for number in range(5)] == [None, 5.0, 6.0, 0.0, None]
@@ -114,7 +114,7 @@ def test_what_was_sent_is_known_with_its_time_until_it_is_acknowledged() -> None
 
 def test_a_report_that_is_sent_again_was_sent_then() -> None:
     reports = Reports()
-    reports.add(one(), None)
+    reports.add(one())
     reports.next_to_send(5.0)
     reports.restart(0)
     reports.next_to_send(9.0)
@@ -124,7 +124,7 @@ def test_a_report_that_is_sent_again_was_sent_then() -> None:
 def test_what_was_taken_in_before_it_was_sent_again_is_not_sent_again() -> None:
     reports = Reports()
     for _ in range(3):
-        reports.add(one(), None)
+        reports.add(one())
     send_all(reports)
     reports.restart(0)
     reports.next_to_send(5.0)
@@ -137,10 +137,10 @@ def test_what_was_taken_in_before_it_was_sent_again_is_not_sent_again() -> None:
 def test_one_that_is_owed_no_more_is_not_added_again() -> None:
     reports, report = Reports(), one(FAILURE)
     for _ in range(2):  # the turn that added it was interrupted, and is done again
-        reports.add(report, None)
+        reports.add(report)
     assert len(reports) == 1
     settle_all(reports)
-    reports.add(report, None)
+    reports.add(report)
     assert len(reports) == 0
 
 
@@ -150,7 +150,7 @@ def test_several_reports_of_one_debt_are_one() -> None:
 
     reports, debt = Reports(), Debt()
     for outcome in (FAILURE, NEUTRAL):
-        reports.add(One("a", (77, 5, 1), outcome, 0.0, None, None, debt), None)
+        reports.add(One("a", (77, 5, 1), outcome, 0.0, None, None, debt))
     (message,) = send_all(reports)
     assert isinstance(message, Report)
     assert (message.outcome, message.permit) == (FAILURE, 5)
@@ -177,7 +177,7 @@ def test_after_a_restart_the_rest_is_sent_again_with_the_same_contents(taken_in:
     reports, lease = Reports(), lease_on()
     for number in range(2):
         add(reports, lease, float(number))
-        reports.add(one(FAILURE), lease)
+        reports.add(one(FAILURE))
     first = send_all(reports)
     add(reports, lease, 9.0)
     for _ in range(taken_in):
@@ -192,7 +192,7 @@ def test_another_manager_counts_from_one_and_gets_the_same_contents() -> None:
     reports, lease = Reports(), lease_on()
     for number in range(3):
         add(reports, lease, float(number))
-        reports.add(one(FAILURE), lease)
+        reports.add(one(FAILURE))
     first = send_all(reports)
     for _ in range(2):
         reports.acknowledge()
@@ -203,7 +203,7 @@ def test_another_manager_counts_from_one_and_gets_the_same_contents() -> None:
 
 def test_a_report_that_never_will_be_taken_in_leaves_its_number_to_the_next() -> None:
     reports, lease = Reports(), lease_on()
-    reports.add(one(FAILURE), None)
+    reports.add(one(FAILURE))
     add(reports, lease, 1.0)
     first, second = send_all(reports)
     reports.discard()
@@ -258,11 +258,10 @@ def test_nothing_is_reported_of_a_lease_that_has_nothing() -> None:
     assert len(reports) == 0
 
 
-@pytest.mark.parametrize("under_a_permit", [False, True])
-def test_what_ends_after_a_failure_is_not_counted_before_it(under_a_permit: bool) -> None:
+def test_what_ends_after_a_failure_is_not_counted_before_it() -> None:
     reports, lease = Reports(), lease_on()
     add(reports, lease, 1.0)
-    reports.add(one(FAILURE), *([None, lease] if under_a_permit else [lease, None]))
+    reports.add(one(FAILURE))
     add(reports, lease, 2.0, 3.0)
     add(reports, lease, 4.0)
     before, failure, after = send_all(reports)
@@ -272,12 +271,17 @@ def test_what_ends_after_a_failure_is_not_counted_before_it(under_a_permit: bool
     assert (before.successes, after.successes) == (1, 3)
 
 
-def test_a_failure_under_an_ended_lease_parts_what_came_of_that_lease() -> None:
-    reports, ended, current = Reports(), lease_on(), lease_on("a", 2)
-    add(reports, ended, 1.0)
-    reports.add(one(FAILURE), ended, current)
-    add(reports, ended, 2.0)
-    assert [type(message) for message in send_all(reports)] == [Batch, Report, Batch]
+def test_a_failure_parts_what_came_of_every_lease_on_its_circuit_and_of_no_other() -> None:
+    reports = Reports()
+    leases = [lease_on(), lease_on("a", 2), lease_on("b")]
+    for _ in range(2):
+        for lease in leases:
+            add(reports, lease, 1.0)
+        if len(reports) == 3:
+            reports.add(one(FAILURE))
+    sent = send_all(reports)
+    assert [type(message) for message in sent] == [Batch] * 3 + [Report] + [Batch] * 2
+    assert [m.successes for m in sent if isinstance(m, Batch)] == [1, 1, 2, 1, 1]
 
 
 def test_a_batch_tells_the_durations_of_the_last_hundred_successes_and_counts_all() -> None:
@@ -311,8 +315,8 @@ def test_the_verdict_goes_to_everybody_who_wants_to_know() -> None:
     reports, lease = Reports(), lease_on()
     lease.told += [(SUCCESS, 0.0, to("one")), (NEUTRAL, 0.0, None), (NEUTRAL, 0.0, to("two"))]
     add(reports, lease, 1.0)
-    reports.add(one(FAILURE, settled=to("three")), lease)
-    reports.add(one(), None)
+    reports.add(one(FAILURE, settled=to("three")))
+    reports.add(one())
     verdict = iter((Verdict.STALE, Verdict.COUNTED, Verdict.EXPIRED))
     for report in settle_all(reports):
         report.settle(next(verdict))
@@ -407,9 +411,9 @@ def test_a_batch_that_arrives_twice_or_not_at_all_is_counted_once() -> None:
 
 def test_nothing_in_the_queue_was_sent_before_it_was() -> None:
     reports, lease = Reports(), lease_on()
-    reports.add(one(), None)
+    reports.add(one())
     add(reports, lease, 1.0)
-    reports.add(Whole("a", Totals(1, 0, 0, 0, (), None)), None)
+    reports.add(Whole("a", Totals(1, 0, 0, 0, (), None)))
     assert [reports.sent_at(number) for number in (1, 2, 3)] == [0.0, 0.0, 0.0]
     send_all(reports, 5.0)
     assert [reports.sent_at(number) for number in (1, 2, 3)] == [5.0, 5.0, 5.0]
@@ -419,7 +423,7 @@ def test_each_report_leaves_the_queue_once_however_it_does() -> None:
     reports = Reports()
     three = [one(), one(FAILURE), one()]
     for report in three:
-        reports.add(report, None)
+        reports.add(report)
     send_all(reports)
     assert reports.acknowledge() is three[0]
     assert (reports.settled, reports.handed_over) == (1, 3)
@@ -434,9 +438,9 @@ def test_each_report_leaves_the_queue_once_however_it_does() -> None:
 def test_a_circuit_is_failing_while_a_failure_on_it_is_in_the_queue_whatever_else_is() -> None:
     reports, lease = Reports(), lease_on()
     add(reports, lease, 1.0)
-    reports.add(one(SUCCESS), None)
+    reports.add(one(SUCCESS))
     assert not reports.failing("a")
-    reports.add(one(FAILURE), None)
+    reports.add(one(FAILURE))
     assert reports.failing("a")
     assert not reports.failing("b")
 
@@ -461,7 +465,7 @@ def test_totals_are_of_their_circuit_and_owed_until_they_are_in_the_queue() -> N
     assert totals.name == "a"
     assert totals.reported is False
     for _ in range(2):
-        reports.add(totals, None)
+        reports.add(totals)
     assert totals.reported is True
     assert send_all(reports) == [Missed(1, "a", 1, 2, 3, 4, (500_000,), "OSError: down")]
 
@@ -474,8 +478,8 @@ def whole(name: str = "a", *, failures: int = 0, rejected: int = 0, seconds: flo
 def test_totals_that_wait_take_up_those_of_their_circuit_that_come_after_them() -> None:
     reports = Reports()
     for totals in (whole(failures=2), whole("b"), whole(rejected=3, seconds=2.0)):
-        reports.add(totals, None)
-        reports.add(totals, None)  # tried again
+        reports.add(totals)
+        reports.add(totals)  # tried again
         reports.check()
         assert totals.reported is True
     first, other = send_all(reports)
@@ -486,16 +490,16 @@ def test_totals_that_wait_take_up_those_of_their_circuit_that_come_after_them() 
 def test_totals_that_wait_count_all_kinds_of_outcomes_together() -> None:
     reports = Reports()
     for counts in ((1, 10, 100, 1_000), (2, 20, 200, 2_000)):
-        reports.add(Whole("a", Totals(*counts, [], None)), None)
+        reports.add(Whole("a", Totals(*counts, [], None)))
     assert send_all(reports) == [Missed(1, "a", 3, 30, 300, 3_000, (), None)]
 
 
 def test_totals_that_were_sent_stay_as_they_were() -> None:
     reports = Reports()
-    reports.add(whole(failures=1), None)
+    reports.add(whole(failures=1))
     (sent,) = send_all(reports)
     reports.restart(0)
-    reports.add(whole(failures=2), None)
+    reports.add(whole(failures=2))
     reports.check()
     assert send_all(reports)[0] == sent
     assert len(reports) == 2
@@ -504,7 +508,7 @@ def test_totals_that_were_sent_stay_as_they_were() -> None:
 def test_totals_keep_the_last_hundred_durations_and_the_last_error() -> None:
     reports = Reports()
     for failures in (60, 70):
-        reports.add(whole(failures=failures, seconds=float(failures)), None)
+        reports.add(whole(failures=failures, seconds=float(failures)))
     (missed,) = send_all(reports)
     assert isinstance(missed, Missed)
     assert missed.durations == (60_000_000,) * 29 + (70_000_000,) * 71
@@ -516,30 +520,30 @@ def test_totals_take_more_up_to_half_of_what_they_can_say_and_then_others_begin(
     reports = Reports()
     for count, waiting in ((MAX_COUNT // 2, 1), (1, 1), (1, 2), (1, 2)):
         counts = [count if place == kind else 0 for place in range(4)]
-        reports.add(Whole("a", Totals(*counts, [], None)), None)
+        reports.add(Whole("a", Totals(*counts, [], None)))
         reports.check()
         assert len(reports) == waiting
 
 
 def test_after_the_end_totals_are_not_taken_up_by_what_is_forgotten() -> None:
     reports = Reports()
-    reports.add(whole(), None)
+    reports.add(whole())
     reports.clear()
     reports.check()
-    reports.add(whole(), None)
+    reports.add(whole())
     assert len(reports) == 1
 
 
 def test_a_failure_is_delayed_while_it_waits_for_room_in_the_window() -> None:
     reports = Reports()
     for _ in range(WINDOW):
-        reports.add(one(), None)
+        reports.add(one())
     assert not reports.delayed("a")
     send_all(reports)
-    reports.add(one(), None)
+    reports.add(one())
     assert not reports.delayed("a")  # it is a success
     for _ in range(2):
-        reports.add(one(FAILURE), None)
+        reports.add(one(FAILURE))
     assert reports.delayed("a")
     assert not reports.delayed("b")
     reports.acknowledge()
@@ -547,6 +551,6 @@ def test_a_failure_is_delayed_while_it_waits_for_room_in_the_window() -> None:
     send_all(reports)
     assert reports.delayed("a")  # the second one
     reports.acknowledge()
-    reports.add(one(), None)
+    reports.add(one())
     send_all(reports)
     assert not reports.delayed("a")  # both are sent, and a success is not

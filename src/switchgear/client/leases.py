@@ -124,10 +124,6 @@ class Leases:
             gate.answered()
             gate.resume(self._term)
 
-    def of(self, name: str) -> Lease | None:
-        """The lease on a circuit."""
-        return self._leases.get(name)
-
     def end(self, name: str) -> None:
         """Let every call on a circuit ask."""
         lease = self._leases.pop(name, None)

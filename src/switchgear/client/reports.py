@@ -215,13 +215,8 @@ class Reports:
         """A failure on a circuit is in the queue. Linear in the queue."""
         return any(isinstance(one, One) and one.failed and one.name == name for one in self._queue)
 
-    def add(self, report: One | Whole, *leases: Lease | None) -> None:
-        """Put one at the end, unless it is owed no more.
-
-        Args:
-            report: It.
-            leases: Those on the circuit under which calls may have ended before it.
-        """
+    def add(self, report: One | Whole) -> None:
+        """Put one at the end, unless it is owed no more."""
         owed = report.owed
         if owed.reported:
             return
@@ -230,9 +225,8 @@ class Reports:
             if before is not None and not before.full:
                 before.take(report)  # it moves no circuit, so it may count before others
                 return
-        for lease in leases:
-            if lease is not None:
-                self._growing.pop(lease, None)  # what ends later must not be counted before this
+        for lease in [lease for lease in self._growing if lease.name == report.name]:
+            del self._growing[lease]  # what ends later must not be counted before this
         self._queue += (report,)  # not append(), which is a call: see Many.take
         owed.reported = True
         if isinstance(report, Whole):

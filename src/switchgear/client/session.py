@@ -293,7 +293,7 @@ class Session:
             now: Seconds on our clock.
         """
         self._reports.collect(source)
-        self._add(failure, now, source)
+        self._add(failure, now)
 
     def report_totals(self, totals: Whole, *, now: float) -> None:
         """Hand over what was counted here while no manager answered."""
@@ -305,8 +305,8 @@ class Session:
         self.wanted.add(DATA)
         self._send_reports(now)
 
-    def _add(self, report: One | Whole, now: float, source: Lease | None = None) -> None:
-        self._reports.add(report, source, self._leases.of(report.name))
+    def _add(self, report: One | Whole, now: float) -> None:
+        self._reports.add(report)
         self.wanted.add(DATA)
         self._send_reports(now)
 
