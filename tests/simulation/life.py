@@ -27,6 +27,7 @@ from .world import IDLE, START, Violation, World
 
 NAMES: Final = ("a", "b", "c")
 CALLS: Final = 260  # that a life begins, about; what comes of them is twice as many events
+EASY: Final = 200  # messages that may wait to be read, and never do
 FILED: Final = 25  # one life in so many has a real file for its journal
 
 
@@ -55,7 +56,7 @@ WORST: Final = Fate(
     process_deaths=2,
     departures=1,
     forks=1,
-    process_stops=2,
+    process_stops=4,
     manager_deaths=2,
     deaths_over_the_journal=2,
     manager_stops=1,
@@ -86,8 +87,8 @@ class Life:
         self._busy = world.random.choice([0.0, 0.0, 0.1, 0.5])
         self._fate = Fate(*(mean * 2 * chance() if chance() < 0.5 else 0.0 for mean in WORST))
         slow = world.random.choice([0.0, 0.01, 0.05])
-        twice = world.random.choice([0.0, 0.0, 0.02])
-        unread = world.random.choice([20, 60, 200])
+        twice = world.random.choice([0.0, 0.0, 0.02, 0.2])
+        unread = world.random.choice([1, 4, 20, EASY])
         weather = Weather(slow, world.random.choice([0.02, 0.3]), twice, unread)
         self.network = Network(world, weather)
         self.oracle = Oracle(world, skewed=self._skew != 0.0)
@@ -230,7 +231,7 @@ class Life:
         process = Process(number, self.world, self.network, self.oracle, dict(self._configs))
         self._everybody.append(process)
         self.processes.append(process)
-        if self.world.chance() < 0.4:
+        if self.world.chance() < 0.6:
             process.link.subscribe(math.inf)
         self._plan_call(process)
         return process
@@ -379,6 +380,8 @@ class Life:
         self._resting = True
         if self.world.chance() < 0.5:
             self._fall_silent()
+        # Where one message that waits is too many, the answers to a burst of questions never fit.
+        self.network.weather = self.network.weather._replace(most_unread=EASY)
         self._wake_all()
         self._pass(3.0)  # every call ends, and who is still cut off notices
         self._wake_all()
