@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from switchgear.client.claim import ThreadWaiter
 from switchgear.config import CircuitConfig
 from switchgear.states import Outcome, State
-from switchgear.wire import GetStats, Reset
+from switchgear.wire import GetHistory, GetMetrics, GetStats, Reset
 
 from .journals import Filed, Remembered
 from .managers import Killed, Manager
@@ -26,6 +26,7 @@ from .processes import Process, virtual
 from .world import IDLE, START, Violation, World
 
 NAMES: Final = ("a", "b", "c")
+QUESTIONS: Final = (GetStats, GetMetrics, GetHistory)
 CALLS: Final = 260  # that a life begins, about; what comes of them is twice as many events
 EASY: Final = 200  # messages that may wait to be read, and never do
 FILED: Final = 25  # one life in so many has a real file for its journal
@@ -222,6 +223,7 @@ class Life:
             return IDLE
         self.manager_died("and its journal is lost")
         self._journal = Remembered()
+        self.oracle.journal_lost = True
         return None
 
     # -- processes ---------------------------------------------------------------------------------
@@ -254,7 +256,8 @@ class Life:
         if self.world.chance() < 0.5:
             process.flush()
         else:
-            process.ask(lambda number: GetStats(number, name), name)
+            question = self.world.random.choice(QUESTIONS)
+            process.ask(lambda number: question(number, name), name)
 
     def _any(self) -> Process | None:
         living = [process for process in self.processes if not process.dead]
@@ -427,7 +430,8 @@ class Life:
         self.oracle.nothing_is_out(self.processes)
         for process in self.processes:
             for name in self._configs:
-                process.ask(lambda number, of=name: GetStats(number, of), name)
+                for question in QUESTIONS:
+                    process.ask(lambda number, q=question, of=name: q(number, of), name)
         self._pass(2.5)
 
     def _admit_again(self) -> None:

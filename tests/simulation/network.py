@@ -170,6 +170,10 @@ class Network:
         """Those of one process that hold."""
         return [one for one in self.connections() if one.process is process]
 
+    def process_of(self, peer: Peer) -> Process:
+        """Who is connected there."""
+        return self._connections[peer].process
+
     def cut(self, connection: Connection) -> None:
         """Break one. The process and the manager notice, each in its time."""
         connection.end()

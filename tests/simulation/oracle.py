@@ -27,8 +27,10 @@ from switchgear.wire import (
     Goodbye,
     Granted,
     Hello,
+    HistoryOf,
     Leased,
     Message,
+    MetricsOf,
     Missed,
     Rejected,
     Report,
@@ -92,12 +94,14 @@ class Oracle:
     Attributes:
         life: Who owns it.
         exact: No journal was lost, so everything that ended is counted once.
+        journal_lost: A manager that begins now may know nothing; nobody else may.
     """
 
     life: Life
 
     def __init__(self, world: World, *, skewed: bool) -> None:
         self.exact = True
+        self.journal_lost = True  # there is none before the first manager
         self.reference = Manager()
         self._world = world
         self._skewed = skewed
@@ -119,6 +123,7 @@ class Oracle:
         self._stood: dict[Place, tuple[State, float | None]] = {}  # and until when, if open
         self._left: dict[Place, float] = {}  # when
         self._known: dict[tuple[bytes, str], Place] = {}  # what a process was told last
+        self._questions: dict[tuple[bytes, int], str] = {}  # of a process: the circuit
         self._handlers: dict[type[Message], Callable[..., Iterable[Change]]] = {
             Hello: self._hello,
             Declare: self._declare,
@@ -135,6 +140,8 @@ class Oracle:
     def manager_begins(self, actor: Actor, now: float, *, anew: bool) -> None:
         """A manager has read what there was to read."""
         if anew:
+            if not self.journal_lost:
+                raise Violation("G11: a manager begins anew, and no journal was lost")
             self.exact = self.exact and self._actor is None
             self.reference.lose_all()
         self._actor = actor
@@ -176,10 +183,19 @@ class Oracle:
             raise Violation(f"G11: {name} has counted {found}, and not {wanted}")
         if (counts.permits_lost, counts.stale_reports) != (reference.lost, reference.stale):
             raise Violation(f"G11: {name} has other metrics than it had")
+        if standing.entries != tuple(reference.entries.values()):
+            raise Violation(f"G11: {name} has entered its states {standing.entries} times")
+        if tuple(round(seconds * 1e6) for seconds in totals.durations) != reference.durations:
+            raise Violation(f"G11: {name} has forgotten how long calls took")
+        assert self._actor is not None
+        history = [(e[0], Change(*e[2:7])) for e in self._actor._histories.get(name, ())]
+        if history != list(self.reference.history.get(name, ())):
+            raise Violation(f"G11: {name} has another history: {history}")
         self._stood.setdefault(place, (circuit.state, standing.half_open_at))
 
     def subscribed(self, actor: Actor, now: float) -> None:
         """Have every event of this manager's sent to us."""
+        self.journal_lost = False  # it has begun one
         (answer,) = actor.receive(WITNESS, Subscribe(1, None), now)
         if answer.message[2] != self.reference.version:
             raise Violation(f"G1: versions go on from {answer.message[2]}")
@@ -391,6 +407,10 @@ class Oracle:
                     self._told_generation(out.name, message.generation)
             case StatsOf():
                 self._told_stats(message)
+            case MetricsOf():
+                self._told_metrics(peer, message)
+            case HistoryOf():
+                self._told_history(peer, message)
             case ResetDone() | Revoked():
                 self._told_generation(message.name, message.generation)
             case Reported():
@@ -439,6 +459,34 @@ class Oracle:
         if found != wanted:
             raise Violation(f"G10: statistics say {found}, and it is {wanted}")
 
+    def _told_metrics(self, peer: Peer, message: MetricsOf) -> None:
+        circuit, metrics = self._of(self._asked_about(peer, message.request)), message.metrics
+        found = (
+            *(metrics.requests_successful, metrics.requests_failed, metrics.requests_rejected),
+            *(metrics.permits_lost, metrics.stale_reports, dict(metrics.transitions)),
+            *(_microseconds(metrics.min_latency), _microseconds(metrics.max_latency)),
+        )
+        wanted = (
+            *(circuit.successes, circuit.failures, circuit.rejected),
+            *(circuit.lost, circuit.stale, circuit.entries),
+            *(min(circuit.durations, default=None), max(circuit.durations, default=None)),
+        )
+        if found != wanted:
+            raise Violation(f"G10: metrics say {found}, and it is {wanted}")
+
+    def _told_history(self, peer: Peer, message: HistoryOf) -> None:
+        name = self._asked_about(peer, message.request)
+        found = [
+            (its.version, Change(name, its.old, its.new, its.cause, its.generation))
+            for its in message.changes
+        ]
+        wanted = list(self.reference.history.get(name, ()))
+        if found != wanted:
+            raise Violation(f"G1: {name} went through {found}, and it was {wanted}")
+
+    def _asked_about(self, peer: Peer, request: int) -> str:
+        return self._questions[self.life.network.process_of(peer).token, request]
+
     def _told_verdict(self, peer: Peer, answer: Reported) -> None:
         token = self._connected.get(peer)
         if token is None:
@@ -468,6 +516,10 @@ class Oracle:
         for calls in self._probes.values():
             for call in [call for call in calls if call.process is process]:
                 del calls[call]
+
+    def wonders(self, process: Process, request: int, name: str) -> None:
+        """It asks about a circuit."""
+        self._questions[process.token, request] = name
 
     def hears(self, process: Process, socket: int, message: Message) -> None:
         """A message arrives there."""
@@ -660,6 +712,10 @@ _VERDICTS: Final = {
     Verdict.EXPIRED: "expired",
     None: "of no permit that is out",
 }
+
+
+def _microseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1e6)
 
 
 def _is_witnessed(send: Send) -> bool:

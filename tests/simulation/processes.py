@@ -343,7 +343,12 @@ class Process:
 
     def ask(self, build: Callable[[int], Message], name: str) -> None:
         """As `Client._ask`, and go on without the answer."""
-        self._told_link().ask(build, CONTROL_TIMEOUT, (name,))
+
+        def question(number: int) -> Message:
+            self.oracle.wonders(self, number, name)
+            return build(number)
+
+        self._told_link().ask(question, CONTROL_TIMEOUT, (name,))
 
     def flush(self) -> ThreadWaiter:
         """As `Client.flush`, for as long as it takes; it is answered when all was taken in."""

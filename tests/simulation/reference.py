@@ -16,6 +16,7 @@ from switchgear.states import Outcome, State, Verdict
 from switchgear.wire import Batch, Missed, Report
 
 KEPT: Final = 16  # changes of each circuit that survive
+TIMED: Final = 100  # calls that latencies are of
 
 
 class Change(NamedTuple):
@@ -41,6 +42,8 @@ class Circuit:
     __slots__ = (
         "changes",
         "config",
+        "durations",
+        "entries",
         "failures",
         "failures_in_a_row",
         "generation",
@@ -69,6 +72,8 @@ class Circuit:
         self.lost = self.stale = 0
         self.in_flight = 0
         self.last_error: str | None = None
+        self.durations: tuple[int, ...] = ()  # of the last calls, microseconds
+        self.entries = dict.fromkeys(State, 0)
         self.probes: dict[int, Probe] = {}
         self.changes: list[Change] = []
 
@@ -77,6 +82,7 @@ class Circuit:
         other = Circuit(self.name, self.config)
         for field in ("state", "generation", "opens_until", *COUNTED):
             setattr(other, field, getattr(self, field))
+        other.entries = dict(self.entries)
         return other
 
     # -- what happens to it ------------------------------------------------------------------------
@@ -104,26 +110,29 @@ class Circuit:
         probe: bool,
         outcome: Outcome,
         error: str | None,
+        duration: int,
         now: float,
     ) -> Verdict:
         """A permit of this manager's is reported."""
         if probe and permit not in self.probes:
             self.stale += 1
-            self._count(outcome, error)
+            self._count(outcome, error, duration)
             return Verdict.EXPIRED
         self.probes.pop(permit, None)
         self.in_flight -= 1
-        return self._judge(generation == self.generation, outcome, error, now)
+        return self._judge(generation == self.generation, outcome, error, duration, now)
 
     def come_back_leased(
-        self, generation: int, outcome: Outcome, error: str | None, now: float
+        self, generation: int, outcome: Outcome, error: str | None, duration: int, now: float
     ) -> Verdict:
         """A call is reported that this manager has not admitted itself."""
         current = generation == self.generation and self.state is State.CLOSED
-        return self._judge(current, outcome, error, now)
+        return self._judge(current, outcome, error, duration, now)
 
-    def _judge(self, current: bool, outcome: Outcome, error: str | None, now: float) -> Verdict:
-        self._count(outcome, error)
+    def _judge(
+        self, current: bool, outcome: Outcome, error: str | None, duration: int, now: float
+    ) -> Verdict:
+        self._count(outcome, error, duration)
         if not current:
             self.stale += 1
             return Verdict.STALE
@@ -141,7 +150,7 @@ class Circuit:
                 self.become(State.OPEN, "failures", now)
         return Verdict.COUNTED
 
-    def _count(self, outcome: Outcome, error: str | None) -> None:
+    def _count(self, outcome: Outcome, error: str | None, duration: int) -> None:
         if outcome is Outcome.SUCCESS:
             self.successes += 1
         elif outcome is Outcome.FAILURE:
@@ -149,6 +158,11 @@ class Circuit:
             self.last_error = error
         else:
             self.neutral += 1
+            return
+        self._time(duration)
+
+    def _time(self, *durations: int) -> None:
+        self.durations = (*self.durations, *durations)[-TIMED:]
 
     def come_back_together(self, message: Batch | Missed, generation: int) -> Verdict:
         """Many calls are reported that this manager has not admitted itself."""
@@ -157,6 +171,7 @@ class Circuit:
         self.failures += failures
         self.neutral += message.neutral
         self.rejected += message.rejected
+        self._time(*message.durations)
         if isinstance(message, Missed) and failures:
             self.last_error = message.last_error
         if generation != self.generation or self.state is not State.CLOSED:
@@ -188,6 +203,7 @@ class Circuit:
         """Make a step."""
         self.generation += 1
         self.changes.append(Change(self.name, self.state, state, cause, self.generation))
+        self.entries[state] += state is not self.state
         self.state = state
         self.failures_in_a_row = self.successes_in_a_row = 0
         self.opens_until = now + self.config.open_timeout if state is State.OPEN else None
@@ -201,7 +217,7 @@ class Circuit:
 IN_A_ROW: Final = ("failures_in_a_row", "successes_in_a_row")
 TOTALS: Final = (
     *("successes", "failures", "neutral", "rejected", "lost", "stale"),
-    "last_error",
+    *("last_error", "durations"),
 )
 COUNTED: Final = (*IN_A_ROW, *TOTALS)
 
@@ -268,7 +284,7 @@ class Manager:
             for field in TOTALS:
                 setattr(circuit, field, 0 if counts is None else getattr(counts, field))
             if counts is None:
-                circuit.last_error = None
+                circuit.last_error, circuit.durations = None, ()
             same = counts is not None and counts.generation == circuit.generation
             for field in IN_A_ROW:
                 setattr(circuit, field, getattr(counts, field) if same else 0)
@@ -362,7 +378,9 @@ class Manager:
             verdict = circuit.come_back_together(message, generation)
         elif message.permit is None or message.epoch != self.epoch:
             generation = message.generation if in_line else 0
-            verdict = circuit.come_back_leased(generation, message.outcome, message.error, now)
+            verdict = circuit.come_back_leased(
+                *(generation, message.outcome, message.error, message.duration, now)
+            )
         else:
             out = self.permits.get(message.permit)
             if out is None or out.name != message.name or out.token != token:
@@ -370,7 +388,7 @@ class Manager:
             self._take_back(message.permit)
             verdict = circuit.come_back(
                 *(message.permit, out.generation, out.due is not None),
-                *(message.outcome, message.error, now),
+                *(message.outcome, message.error, message.duration, now),
             )
         self._counted.add(message.name)
         return verdict, self._keep(circuit.take_changes())
@@ -380,7 +398,7 @@ class Manager:
         out = self._take_back(permit)
         circuit = self.circuits[out.name]
         probe = out.due is not None
-        circuit.come_back(permit, out.generation, probe, Outcome.NEUTRAL, None, now)
+        circuit.come_back(permit, out.generation, probe, Outcome.NEUTRAL, None, 0, now)
         self._counted.add(out.name)
         return self._keep(circuit.take_changes())
 
