@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from switchgear.circuit import Circuit as RealCircuit
 from switchgear.client.lease import Lease
@@ -43,6 +43,7 @@ from switchgear.wire import (
     Welcome,
 )
 
+from .books import Books, Place
 from .reference import KEPT, Change, Manager, Session
 from .world import Violation, World
 
@@ -56,32 +57,6 @@ SMALL: Final = 0.00001  # seconds; a message tells instants in whole microsecond
 
 Answered = Granted | Rejected | Error
 LEASING: Final = (Leased, Revoked)
-
-
-class Place(NamedTuple):
-    """One generation of a circuit. Managers of one line count on, those of another begin anew."""
-
-    line: int
-    name: str
-    generation: int
-
-
-class Books:
-    """What one process has come to on one circuit, and what of it managers have taken in.
-
-    Lists are successes, failures, neutral outcomes and rejections, the last without those that a
-    manager has decided.
-    """
-
-    __slots__ = ("counted", "counted_at", "ended", "failed", "taken", "written")
-
-    def __init__(self) -> None:
-        self.ended = [0, 0, 0, 0]
-        self.failed = 0  # failures that are reported one by one
-        self.taken = [0, 0, 0, 0]
-        self.counted = 0  # the last of `failed` that was taken in
-        self.counted_at: Place | None = None  # where that left the circuit
-        self.written = ([0, 0, 0, 0], 0)  # `taken` and `counted`, as far as they would survive
 
 
 class Oracle:
@@ -151,8 +126,7 @@ class Oracle:
         self._told_again.clear()
         self._probes.clear()  # a successor cannot know of them; see docs/guarantees.md, G3
         for books in self._books.values():
-            taken, books.counted = books.written
-            books.taken = list(taken)
+            books.restore()
         self._unwritten.clear()
         if set(actor._circuits) != set(self.reference.circuits):
             raise Violation(f"G11: a successor knows {set(actor._circuits)}")
@@ -208,8 +182,7 @@ class Oracle:
         """And what they have counted."""
         self.reference.write_all()
         for key in self._unwritten:
-            books = self._books[key]
-            books.written = list(books.taken), books.counted
+            self._books[key].write()
         self._unwritten.clear()
 
     # -- what a manager does -----------------------------------------------------------------------
@@ -337,18 +310,8 @@ class Oracle:
         key = token, message.name
         books = self._books[key]
         self._unwritten.add(key)
-        if not isinstance(message, Report):
-            failures = message.failures if isinstance(message, Missed) else 0
-            counts = message.successes, failures, message.neutral, message.rejected
-            books.taken = [a + b for a, b in zip(books.taken, counts, strict=True)]
-            return
-        books.taken[message.outcome] += 1
-        if message.outcome is Outcome.FAILURE:
-            assert message.error is not None
-            number = int(message.error.rpartition(" ")[2])
-            if self.exact and number != books.counted + 1:
-                raise Violation(f"G10: failure {number} came after {books.counted}: {message}")
-            books.counted = number
+        line = 0 if isinstance(message, Missed) else self._lines[message.epoch]
+        if books.take(message, line, exact=self.exact):
             generation = self._of(message.name).generation
             books.counted_at = Place(self._line, message.name, generation)
 
@@ -566,18 +529,30 @@ class Oracle:
     # -- calls -------------------------------------------------------------------------------------
 
     def outcome(
-        self, process: Process, name: str, *, alone: bool = False
+        self, process: Process, name: str, place: Place | None, *, leased: bool = False
     ) -> tuple[Outcome, str | None]:
-        """How a call ends, and the text of its failure. From here on it is to be counted."""
+        """How a call ends, and the text of its failure. From here on it is to be counted.
+
+        Args:
+            process: Whose it is.
+            name: The circuit.
+            place: Where it ran; None: no manager had let it through.
+            leased: It had asked nobody.
+        """
         outcome = self.life.outcome(name)
-        books = self._books[process.token, name]
-        books.ended[outcome] += 1
+        number = self._books[process.token, name].end(outcome, place, leased=leased)
         if outcome is not Outcome.FAILURE:
             return outcome, None
-        if alone:
-            return outcome, f"Down: {process} alone"
-        books.failed += 1
-        return outcome, f"Down: {process} {name} {books.failed}"
+        return outcome, f"Down: {process} {name} {'alone' if number is None else number}"
+
+    def place_of(self, lease: Lease) -> Place:
+        """Where a call runs that begins under a lease now."""
+        return Place(self._lines[lease.epoch], lease.name, lease.generation)
+
+    def place_granted(self, call: Call) -> Place | None:
+        """Where a call runs that has asked; None: nobody has answered."""
+        grant = call.grant
+        return grant and Place(self._lines[grant.epoch], call.name, grant.generation)
 
     def asks(self, process: Process, name: str) -> int:
         """A call wants a permit: how many failures its process has had is what must be known."""
@@ -585,9 +560,8 @@ class Oracle:
 
     def runs(self, process: Process, call: Call, floor: int) -> None:
         """A call runs that has asked."""
-        assert call.permit is not None
-        grant = getattr(call.permit._owed, "answer", None)
-        if not isinstance(grant, Grant):
+        grant = call.grant
+        if grant is None:
             self.life.seen["calls decided alone"] += 1
             return  # nobody has answered: it was decided here
         self._world.note(str(process), f"runs {call.name} with {grant}")
@@ -609,6 +583,10 @@ class Oracle:
         calls[call] = now + (out.due - self.life.manager_clock)
         if len(calls) > self.life.most_probes(call.name):
             raise Violation(f"G3: {len(calls)} probes of {call.name} run at once")
+
+    def gives_up(self, process: Process, name: str) -> None:
+        """A call waits for its permit no more."""
+        self._books[process.token, name].in_vain += 1
 
     def ends(self, call: Call) -> None:
         """A call that has asked ends."""
@@ -680,9 +658,7 @@ class Oracle:
         """All that a living process has come to must be counted by now, and once."""
         for name in process.configs:
             books = self._books[process.token, name]
-            # A permit that came when nobody waited any more went back as neutral.
-            exactly = books.taken[:2] == books.ended[:2] and books.taken[3] == books.ended[3]
-            if self.exact and not (exactly and books.taken[2] >= books.ended[2]):
+            if self.exact and not books.balanced:
                 raise Violation(f"G10: {process} {name}: {books.ended} ended, {books.taken} taken")
 
     def nothing_is_out(self, processes: Iterable[Process]) -> None:

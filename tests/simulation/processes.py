@@ -25,8 +25,8 @@ from switchgear.client.breaker import Breaker
 from switchgear.client.claim import Claim, ThreadWaiter
 from switchgear.client.lease import Gate, Lease
 from switchgear.client.permit import Permit
-from switchgear.client.session import Answer, Session
-from switchgear.client.standby import Standby, StandbyPermit
+from switchgear.client.session import Answer, Grant, Session
+from switchgear.client.standby import Standby
 from switchgear.config import CircuitConfig
 from switchgear.errors import CallNotPermittedError
 from switchgear.manager.sessions import DATA
@@ -36,6 +36,7 @@ from switchgear.wire import FROM_CONTROL, FROM_DATA, Message, decode
 from .world import IDLE, World
 
 if TYPE_CHECKING:
+    from .books import Place
     from .network import Connection, Network
     from .oracle import Oracle
 
@@ -101,6 +102,13 @@ class Call:
         self._waiter: Waiter | None = None
         self._coroutine = process.breakers[name].acquire_async()
         self.resume()
+
+    @property
+    def grant(self) -> Grant | None:
+        """With what a manager has let it through; None: nobody has answered."""
+        assert self.permit is not None
+        answer = getattr(self.permit._owed, "answer", None)
+        return answer if isinstance(answer, Grant) else None
 
     def resume_soon(self) -> None:
         """Its answer is there; until it has the processor it takes a little."""
@@ -170,6 +178,7 @@ class Link(link.Link):
             await waiter
         if waiter.answered:
             return waiter
+        self.process.oracle.gives_up(self.process, name)
         self._post(self._abandon, waiter, True)
         return None
 
@@ -382,14 +391,15 @@ class Process:
     def _begin_leased(self, name: str, lease: Lease, seconds: float) -> None:
         self.oracle.runs_leased(self, name, lease)
         if seconds == 0.0:
-            self._execute(name)
+            self._execute(name, lease)
         else:
             # What execute() does between the two ends of a call is to wait for the function.
             self.leased.append((name, lease))
-            self.world.after(seconds, self._end_leased, name, lease)
+            place = self.oracle.place_of(lease)
+            self.world.after(seconds, self._end_leased, name, lease, place)
 
-    def _execute(self, name: str) -> None:
-        outcome, text = self.oracle.outcome(self, name)
+    def _execute(self, name: str, lease: Lease) -> None:
+        outcome, text = self.oracle.outcome(self, name, self.oracle.place_of(lease), leased=True)
 
         def function() -> None:
             if outcome is Outcome.FAILURE:
@@ -400,11 +410,11 @@ class Process:
         with contextlib.suppress(Down, KeyboardInterrupt):
             self.breakers[name].execute(function)
 
-    def _end_leased(self, name: str, lease: Lease) -> object:
-        if self.defer(self._end_leased, name, lease):
+    def _end_leased(self, name: str, lease: Lease, place: Place) -> object:
+        if self.defer(self._end_leased, name, lease, place):
             return IDLE
         self.leased.remove((name, lease))
-        outcome, text = self.oracle.outcome(self, name)
+        outcome, text = self.oracle.outcome(self, name, place, leased=True)
         if outcome is Outcome.SUCCESS:
             lease.successes.append(0.001)
             if not lease.noted:
@@ -425,8 +435,7 @@ class Process:
             return IDLE
         self.running.remove(call)
         assert call.permit is not None
-        alone = isinstance(call.permit._owed, StandbyPermit)
-        outcome, text = self.oracle.outcome(self, call.name, alone=alone)
+        outcome, text = self.oracle.outcome(self, call.name, self.oracle.place_granted(call))
         self.oracle.ends(call)
         if outcome is Outcome.SUCCESS:
             call.permit.success()
