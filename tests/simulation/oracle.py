@@ -43,6 +43,7 @@ from switchgear.wire import (
     Welcome,
 )
 
+from .alone import Alone
 from .books import Books, Place
 from .reference import KEPT, Change, Manager, Session
 from .world import Violation, World
@@ -80,6 +81,8 @@ class Oracle:
         self.reference = Manager()
         self._world = world
         self._skewed = skewed
+        # Where clocks differ, nobody can say to a microsecond when a process takes time for up.
+        self._alone = None if skewed else Alone(world)
         self._actor: Actor | None = None
         self._line = 0
         self._lines: dict[int, int] = {}  # by epoch
@@ -256,6 +259,7 @@ class Oracle:
         self._heard_at[token] = self._world.now
         session = self.reference.sessions[token]
         name, operation = message.name, answer.operation
+        self._questions[token, message.request] = name
         if session.requests.get(message.request) == operation:
             self._told_again.add(operation)  # so it may be known even if this gets lost
             return []
@@ -486,13 +490,20 @@ class Oracle:
 
     def hears(self, process: Process, socket: int, message: Message) -> None:
         """A message arrives there."""
-        if socket == DATA and isinstance(message, LEASING):
+        if socket != DATA:
+            return
+        if isinstance(message, LEASING):
             key = process.token, message.name
-            line = self._line_heard(process, socket)
-            place = Place(line, message.name, message.generation)
+            place = Place(self._line_heard(process, socket), message.name, message.generation)
             known = self._known.get(key)
             if known is None or known[::2] <= place[::2]:
                 self._known[key] = place
+            late = known is not None and known.line == place.line and known[2] > place[2]
+            if self._alone is not None and isinstance(message, Leased) and not late:
+                self._alone.hears(key, message)
+        elif self._alone is not None and isinstance(message, Granted | Rejected):
+            name = self._questions[process.token, message.request]
+            self._alone.hears((process.token, name), message)
 
     def _line_heard(self, process: Process, socket: int) -> int:
         connection = process.link.lines[socket]
@@ -563,7 +574,9 @@ class Oracle:
         grant = call.grant
         if grant is None:
             self.life.seen["calls decided alone"] += 1
-            return  # nobody has answered: it was decided here
+            if self._alone is not None:
+                self._alone.runs(call)
+            return
         self._world.note(str(process), f"runs {call.name} with {grant}")
         self.life.seen["calls granted"] += 1
         self._check_decision(process, call.name, (grant.epoch, grant.permit), floor)
@@ -588,8 +601,10 @@ class Oracle:
         """A call waits for its permit no more."""
         self._books[process.token, name].in_vain += 1
 
-    def ends(self, call: Call) -> None:
+    def ends(self, call: Call, outcome: Outcome, error: str | None) -> None:
         """A call that has asked ends."""
+        if self._alone is not None:
+            self._alone.ends(call, outcome, error)
         self._probes[call.name].pop(call, None)
 
     def rejected(self, process: Process, name: str, answer: Answer, floor: int) -> None:
@@ -599,7 +614,14 @@ class Oracle:
             self.life.seen["calls rejected"] += 1
             self._check_decision(process, name, (0, answer.operation), floor)
         else:
+            if self._alone is not None:
+                self._alone.rejects(process, name)
             self._books[process.token, name].ended[3] += 1
+
+    def is_back(self, process: Process) -> None:
+        """A manager answers it again, where none has."""
+        if self._alone is not None:
+            self._alone.is_over(process)
 
     def _check_decision(
         self, process: Process, name: str, operation: tuple[int, int], floor: int

@@ -300,7 +300,7 @@ class Process:
         self.leased: list[tuple[str, Lease]] = []  # calls that run under a lease, and take time
         self.gates: dict[str, Gate] = {name: Gate() for name in configs}
         self.configs = configs
-        self.standby = Standby(self._hand_over, clock=lambda: world.now)
+        self.standby = _Standby(self)
         self.settings = SimpleNamespace(acquire_timeout=ACQUIRE_TIMEOUT, manager_loss="local")
         self.address = "the manager"
         self.link = Link(self)
@@ -436,7 +436,7 @@ class Process:
         self.running.remove(call)
         assert call.permit is not None
         outcome, text = self.oracle.outcome(self, call.name, self.oracle.place_granted(call))
-        self.oracle.ends(call)
+        self.oracle.ends(call, outcome, text)
         if outcome is Outcome.SUCCESS:
             call.permit.success()
         elif outcome is Outcome.FAILURE:
@@ -444,6 +444,18 @@ class Process:
         else:
             call.permit.release()
         return None
+
+
+class _Standby(Standby):
+    """The real one, which says when it ends."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__(process._hand_over, clock=lambda: process.world.now)
+        self._process = process
+
+    def end(self, name: str | None = None) -> None:
+        super().end(name)
+        self._process.oracle.is_back(self._process)
 
 
 class _Seen:
