@@ -7,7 +7,6 @@ nothing may be stuck, and all that ended must have been counted, once.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -234,7 +233,7 @@ class Life:
         self._everybody.append(process)
         self.processes.append(process)
         if self.world.chance() < 0.6:
-            process.link.subscribe(math.inf)
+            process.subscribe()
         self._plan_call(process)
         return process
 

@@ -7,7 +7,7 @@ Violation names the guarantee.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,12 +40,14 @@ from switchgear.wire import (
     Revoked,
     StatsOf,
     Subscribe,
+    Subscribed,
     Welcome,
 )
 
 from .alone import Alone
 from .books import Books, Place
-from .reference import KEPT, Change, Manager, Session
+from .listeners import Listeners
+from .reference import Change, Manager, Session
 from .world import Violation, World
 
 if TYPE_CHECKING:
@@ -95,8 +97,7 @@ class Oracle:
         self._told_again: set[int] = set()  # permits of this manager
         self._probes: dict[str, dict[Call, float]] = defaultdict(dict)  # that run; when due
         self._heard_at: dict[bytes, float] = {}  # when a manager last took something
-        self._events: dict[tuple[int, int], tuple[Event, int]] = {}  # by line and version
-        self._seen: dict[bytes, tuple[int, int]] = {}  # by token: the last one's line and version
+        self._listeners = Listeners()
         self._told: dict[tuple[int, str], int] = defaultdict(int)  # the highest generation
         self._stood: dict[Place, tuple[State, float | None]] = {}  # and until when, if open
         self._left: dict[Place, float] = {}  # when
@@ -135,9 +136,7 @@ class Oracle:
             raise Violation(f"G11: a successor knows {set(actor._circuits)}")
         for name, circuit in actor._circuits.items():
             self._compare_restored(name, circuit)
-        for (line, version), _ in list(self._events.items()):
-            if line == self._line and version > actor._version:
-                raise Violation(f"G1: event {version} was told, and a successor knows it not")
+        self._listeners.manager_begins(actor.origin, actor._version)
         self._compare()
 
     def _compare_restored(self, name: str, circuit: RealCircuit) -> None:
@@ -396,10 +395,7 @@ class Oracle:
     def _told_event(self, event: Event) -> None:
         if event.version > self.reference.written_version:
             raise Violation(f"G11: event {event.version} was told and not written")
-        key = self._line, event.version
-        known, _ = self._events.setdefault(key, (event, self.reference.epoch))
-        if known != event:
-            raise Violation(f"G1: event {event.version} was {known} and is {event}")
+        self._listeners.told(event, self._line, self.reference.epoch)
         self._told_generation(event.name, event.generation)
 
     def _told_lease(self, lease: Leased) -> None:
@@ -490,11 +486,12 @@ class Oracle:
 
     def hears(self, process: Process, socket: int, message: Message) -> None:
         """A message arrives there."""
-        if socket != DATA:
-            return
-        if isinstance(message, LEASING):
+        actor = self._actor_heard(process, socket)
+        if isinstance(message, Subscribed):
+            self._listeners.listens(process, actor.origin, message.version)
+        elif socket == DATA and isinstance(message, LEASING):
             key = process.token, message.name
-            place = Place(self._line_heard(process, socket), message.name, message.generation)
+            place = Place(actor.origin, message.name, message.generation)
             known = self._known.get(key)
             if known is None or known[::2] <= place[::2]:
                 self._known[key] = place
@@ -505,37 +502,15 @@ class Oracle:
             name = self._questions[process.token, message.request]
             self._alone.hears((process.token, name), message)
 
-    def _line_heard(self, process: Process, socket: int) -> int:
+    def _actor_heard(self, process: Process, socket: int) -> Actor:
         connection = process.link.lines[socket]
         assert connection is not None
-        return connection.manager.actor.origin
+        return connection.manager.actor
 
     def learns(self, process: Process, events: Iterable[Event]) -> None:
         """Its callbacks are called."""
-        line = self._line_heard(process, CONTROL)
-        for event in events:
-            seen_line, seen = self._seen.get(process.token, (line, event.version - 1))
-            if line != seen_line:
-                seen = event.version - 1
-            if event.version <= seen:
-                raise Violation(f"G1: {process} saw {event.version} after {seen}")
-            if self._events[line, event.version][0] != event:
-                raise Violation(f"G1: {process} saw {event}")
-            if event.version > seen + 1:
-                self._check_skipped(process, line, seen + 1, event.version)
-            self._seen[process.token] = line, event.version
-
-    def _check_skipped(self, process: Process, line: int, first: int, seen: int) -> None:
-        """A successor knows the last events of each circuit, and tells those that are in a row."""
-        connection = process.link.lines[CONTROL]
-        assert connection is not None
-        # Those that nobody was ever told of are not among them, and cannot be missed.
-        told = [self._events.get((line, version)) for version in range(first, seen)]
-        missed = [known for known in told if known is not None]
-        later = [k for k in self._events if k[0] == line and k[1] >= first]
-        gap = max(Counter(self._events[k][0].name for k in later).values()) > KEPT
-        if missed and (not gap or missed[-1][1] == connection.manager.actor.epoch):
-            raise Violation(f"G1: {process} saw {seen}, and never {missed}")
+        actor = self._actor_heard(process, CONTROL)
+        self._listeners.learns(process, actor.origin, actor.epoch, events)
 
     # -- calls -------------------------------------------------------------------------------------
 
@@ -698,10 +673,7 @@ class Oracle:
 
     def saw_all(self, process: Process) -> None:
         """Who subscribes has seen the last event."""
-        line, version = self._seen.get(process.token, (0, 0))
-        last = max((v for its, v in self._events if its == self._line), default=0)
-        if line == self._line and version != last:
-            raise Violation(f"G1: {process} has seen {version} of {last}")
+        self._listeners.saw_all(process, self._line)
 
 
 _VERDICTS: Final = {

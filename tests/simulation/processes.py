@@ -301,6 +301,7 @@ class Process:
         self.gates: dict[str, Gate] = {name: Gate() for name in configs}
         self.configs = configs
         self.standby = _Standby(self)
+        self.subscribed = False
         self.settings = SimpleNamespace(acquire_timeout=ACQUIRE_TIMEOUT, manager_loss="local")
         self.address = "the manager"
         self.link = Link(self)
@@ -358,6 +359,11 @@ class Process:
             return build(number)
 
         self._told_link().ask(question, CONTROL_TIMEOUT, (name,))
+
+    def subscribe(self) -> None:
+        """Ask for events, as a client with callbacks does."""
+        self.subscribed = True
+        self.link.subscribe(math.inf)
 
     def flush(self) -> ThreadWaiter:
         """As `Client.flush`, for as long as it takes; it is answered when all was taken in."""
