@@ -25,6 +25,7 @@ from .processes import Process, virtual
 from .world import IDLE, START, Violation, World
 
 NAMES: Final = ("a", "b", "c")
+PATIENCE: Final = 8  # calls; answers may be slower than callers wait
 QUESTIONS: Final = (GetStats, GetMetrics, GetHistory)
 CALLS: Final = 260  # that a life begins, about; what comes of them is twice as many events
 EASY: Final = 200  # messages that may wait to be read, and never do
@@ -388,8 +389,13 @@ class Life:
         self._pass(3.0)  # every call ends, and who is still cut off notices
         self._wake_all()
         self._pass(1.5)
+        for process in self.processes:
+            for name in self._configs:
+                process.begin(name, 0.0)  # before anything else tells it that a manager is there
+        self._pass(1.0)
         self._settle()
         self._admit_again()
+        self._decide_again()
 
     def _pass(self, seconds: float) -> None:
         self.world.run(self.world.now + seconds)
@@ -443,3 +449,16 @@ class Life:
             process.begin(name, 0.0)
             self._pass(6.0)
             self.oracle.was_let_through(process, name)
+
+    def _decide_again(self) -> None:
+        """G1, G3: nobody goes on alone when there is a manager."""
+        for process in self.processes:
+            for name in self._configs:
+                before = self.oracle.decided(process, name)
+                for _ in range(PATIENCE):
+                    process.begin(name, 0.0)
+                    self._pass(1.0)
+                    if self.oracle.decided(process, name) > before:
+                        break
+                else:
+                    raise Violation(f"G1, G3: {process} decides {name} alone, and nobody is gone")

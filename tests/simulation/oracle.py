@@ -7,9 +7,9 @@ Violation names the guarantee.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from switchgear.circuit import Circuit as RealCircuit
 from switchgear.client.lease import Lease
@@ -62,6 +62,18 @@ Answered = Granted | Rejected | Error
 LEASING: Final = (Leased, Revoked)
 
 
+class Question(NamedTuple):
+    """What a process has asked for, or about.
+
+    Attributes:
+        name: The circuit.
+        ended: What the process had come to on it by then, as in its books.
+    """
+
+    name: str
+    ended: tuple[int, ...] = ()
+
+
 class Oracle:
     """See the module.
 
@@ -102,7 +114,8 @@ class Oracle:
         self._stood: dict[Place, tuple[State, float | None]] = {}  # and until when, if open
         self._left: dict[Place, float] = {}  # when
         self._known: dict[tuple[bytes, str], Place] = {}  # what a process was told last
-        self._questions: dict[tuple[bytes, int], str] = {}  # of a process: the circuit
+        self._questions: dict[tuple[bytes, int], Question] = {}  # by token and number
+        self._decided: Counter[tuple[bytes, str]] = Counter()  # by managers; under leases, too
         self._handlers: dict[type[Message], Callable[..., Iterable[Change]]] = {
             Hello: self._hello,
             Declare: self._declare,
@@ -258,7 +271,7 @@ class Oracle:
         self._heard_at[token] = self._world.now
         session = self.reference.sessions[token]
         name, operation = message.name, answer.operation
-        self._questions[token, message.request] = name
+        self._questions[token, message.request] = Question(name)
         if session.requests.get(message.request) == operation:
             self._told_again.add(operation)  # so it may be known even if this gets lost
             return []
@@ -372,7 +385,7 @@ class Oracle:
                 if out is not None:
                     self._told_generation(out.name, message.generation)
             case StatsOf():
-                self._told_stats(message)
+                self._told_stats(peer, message)
             case MetricsOf():
                 self._told_metrics(peer, message)
             case HistoryOf():
@@ -407,8 +420,9 @@ class Oracle:
         if circuit.config.consistency == "strict":
             raise Violation(f"G8: {lease} of a strict circuit")
 
-    def _told_stats(self, message: StatsOf) -> None:
+    def _told_stats(self, peer: Peer, message: StatsOf) -> None:
         stats = message.stats
+        self._check_read(peer, message.request)
         self._told_generation(stats.name, stats.generation)
         circuit = self._of(stats.name)
         found = (
@@ -424,6 +438,7 @@ class Oracle:
 
     def _told_metrics(self, peer: Peer, message: MetricsOf) -> None:
         circuit, metrics = self._of(self._asked_about(peer, message.request)), message.metrics
+        self._check_read(peer, message.request)
         found = (
             *(metrics.requests_successful, metrics.requests_failed, metrics.requests_rejected),
             *(metrics.permits_lost, metrics.stale_reports, dict(metrics.transitions)),
@@ -447,8 +462,16 @@ class Oracle:
         if found != wanted:
             raise Violation(f"G1: {name} went through {found}, and it was {wanted}")
 
+    def _check_read(self, peer: Peer, request: int) -> None:
+        """Who reads finds what it had come to before it asked."""
+        process = self.life.network.process_of(peer)
+        name, ended = self._questions[process.token, request]
+        taken = self._books[process.token, name].taken
+        if self.exact and any(a < b for a, b in zip(taken, ended, strict=True)):
+            raise Violation(f"G7: {process} reads {name}: {taken}, and had come to {ended}")
+
     def _asked_about(self, peer: Peer, request: int) -> str:
-        return self._questions[self.life.network.process_of(peer).token, request]
+        return self._questions[self.life.network.process_of(peer).token, request].name
 
     def _told_verdict(self, peer: Peer, answer: Reported) -> None:
         token = self._connected.get(peer)
@@ -480,9 +503,13 @@ class Oracle:
             for call in [call for call in calls if call.process is process]:
                 del calls[call]
 
-    def wonders(self, process: Process, request: int, name: str) -> None:
-        """It asks about a circuit."""
-        self._questions[process.token, request] = name
+    def wonders(self, process: Process, name: str) -> Question:
+        """It asks about a circuit; the question will have a number."""
+        return Question(name, tuple(self._books[process.token, name].ended))
+
+    def asked(self, process: Process, number: int, question: Question) -> None:
+        """This is its number."""
+        self._questions[process.token, number] = question
 
     def hears(self, process: Process, socket: int, message: Message) -> None:
         """A message arrives there."""
@@ -499,7 +526,7 @@ class Oracle:
             if self._alone is not None and isinstance(message, Leased) and not late:
                 self._alone.hears(key, message)
         elif self._alone is not None and isinstance(message, Granted | Rejected):
-            name = self._questions[process.token, message.request]
+            name = self._questions[process.token, message.request].name
             self._alone.hears((process.token, name), message)
 
     def _actor_heard(self, process: Process, socket: int) -> Actor:
@@ -554,6 +581,7 @@ class Oracle:
             return
         self._world.note(str(process), f"runs {call.name} with {grant}")
         self.life.seen["calls granted"] += 1
+        self._decided[process.token, call.name] += 1
         self._check_decision(process, call.name, (grant.epoch, grant.permit), floor)
         if grant.probe and grant.epoch == self.reference.epoch:
             self._check_probes(call, grant)
@@ -587,6 +615,7 @@ class Oracle:
         if isinstance(answer, Rejected):
             self._world.note(str(process), f"is rejected: {answer}")
             self.life.seen["calls rejected"] += 1
+            self._decided[process.token, name] += 1
             self._check_decision(process, name, (0, answer.operation), floor)
         else:
             if self._alone is not None:
@@ -613,6 +642,7 @@ class Oracle:
     def runs_leased(self, process: Process, name: str, lease: Lease) -> None:
         """A call runs that has asked nobody."""
         self.life.seen["calls leased"] += 1
+        self._decided[process.token, name] += 1
         now, key = self._world.now, (process.token, name)
         books = self._books[key]
         line = self._lines[lease.epoch]
@@ -664,6 +694,10 @@ class Oracle:
         held = [out for out in self.reference.permits.values() if out.token in living]
         if held:
             raise Violation(f"G4: permits that nobody has are out: {held}")
+
+    def decided(self, process: Process, name: str) -> int:
+        """How many of its calls managers have decided, those under a lease included."""
+        return self._decided[process.token, name]
 
     def was_let_through(self, process: Process, name: str) -> None:
         """A call has ended that somebody new has made."""

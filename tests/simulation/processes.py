@@ -354,11 +354,13 @@ class Process:
     def ask(self, build: Callable[[int], Message], name: str) -> None:
         """As `Client._ask`, and go on without the answer."""
 
-        def question(number: int) -> Message:
-            self.oracle.wonders(self, number, name)
+        question = self.oracle.wonders(self, name)
+
+        def numbered(number: int) -> Message:  # it may be built again, for another manager
+            self.oracle.asked(self, number, question)
             return build(number)
 
-        self._told_link().ask(question, CONTROL_TIMEOUT, (name,))
+        self._told_link().ask(numbered, CONTROL_TIMEOUT, (name,))
 
     def subscribe(self) -> None:
         """Ask for events, as a client with callbacks does."""
