@@ -430,6 +430,7 @@ class Life:
             process.link._session.check()
             self.oracle.settled(process)
             self.oracle.saw_all(process)
+            self.oracle.heard_verdicts(process)
         assert self._manager is not None
         self._manager.actor.check()
         self.oracle.nothing_is_out(self.processes)

@@ -18,6 +18,7 @@ from switchgear.manager.actor import Actor, Send
 from switchgear.manager.sessions import CONTROL, DATA, Peer
 from switchgear.states import Outcome, State, Verdict
 from switchgear.wire import (
+    KINDS,
     Acquire,
     Batch,
     Declare,
@@ -60,6 +61,13 @@ SMALL: Final = 0.00001  # seconds; a message tells instants in whole microsecond
 
 Answered = Granted | Rejected | Error
 LEASING: Final = (Leased, Revoked)
+REPORTS: Final = frozenset({KINDS[Report], KINDS[Batch], KINDS[Missed]})
+TAKEN_IN: Final = frozenset(  # refusals of reports that will not be sent again
+    {
+        *(ErrorCode.DUPLICATE_REPORT, ErrorCode.UNKNOWN_PERMIT),
+        *(ErrorCode.FOREIGN_PERMIT, ErrorCode.UNKNOWN_CIRCUIT),
+    }
+)
 
 
 class Question(NamedTuple):
@@ -114,6 +122,7 @@ class Oracle:
         self._stood: dict[Place, tuple[State, float | None]] = {}  # and until when, if open
         self._left: dict[Place, float] = {}  # when
         self._known: dict[tuple[bytes, str], Place] = {}  # what a process was told last
+        self._verdict_of: dict[tuple[int, int], Verdict] = {}  # by epoch and permit
         self._questions: dict[tuple[bytes, int], Question] = {}  # by token and number
         self._decided: Counter[tuple[bytes, str]] = Counter()  # by managers; under leases, too
         self._handlers: dict[type[Message], Callable[..., Iterable[Change]]] = {
@@ -318,6 +327,8 @@ class Oracle:
         self.life.seen[f"reports {_VERDICTS[verdict]}"] += 1
         self._verdicts[token][message.number] = verdict, batch
         if verdict is not None:
+            if isinstance(message, Report) and message.permit is not None:
+                self._verdict_of[message.epoch, message.permit] = verdict
             self._enter(token, message)
         return changes
 
@@ -390,6 +401,10 @@ class Oracle:
                 self._told_metrics(peer, message)
             case HistoryOf():
                 self._told_history(peer, message)
+            case Error() if message.kind in REPORTS and message.code in TAKEN_IN:
+                token = self._connected.get(peer)
+                if token is not None:
+                    self._check_survives(token, message.ref)
             case ResetDone() | Revoked():
                 self._told_generation(message.name, message.generation)
             case Reported():
@@ -694,6 +709,13 @@ class Oracle:
         held = [out for out in self.reference.permits.values() if out.token in living]
         if held:
             raise Violation(f"G4: permits that nobody has are out: {held}")
+
+    def heard_verdicts(self, process: Process) -> None:
+        """What permits say became of their reports is what became of them, or nothing yet."""
+        for grant, found in process.verdicts:
+            wanted = self._verdict_of.get((grant.epoch, grant.permit))
+            if self.exact and found not in (None, wanted):
+                raise Violation(f"G6: {grant} was {wanted}, and {process} heard {found}")
 
     def decided(self, process: Process, name: str) -> int:
         """How many of its calls managers have decided, those under a lease included."""

@@ -30,7 +30,7 @@ from switchgear.client.standby import Standby
 from switchgear.config import CircuitConfig
 from switchgear.errors import CallNotPermittedError
 from switchgear.manager.sessions import DATA
-from switchgear.states import Outcome
+from switchgear.states import Outcome, Verdict
 from switchgear.wire import FROM_CONTROL, FROM_DATA, Message, decode
 
 from .world import IDLE, World
@@ -302,6 +302,7 @@ class Process:
         self.configs = configs
         self.standby = _Standby(self)
         self.subscribed = False
+        self._reported: list[tuple[Grant, Permit]] = []  # of managers
         self.settings = SimpleNamespace(acquire_timeout=ACQUIRE_TIMEOUT, manager_loss="local")
         self.address = "the manager"
         self.link = Link(self)
@@ -366,6 +367,11 @@ class Process:
         """Ask for events, as a client with callbacks does."""
         self.subscribed = True
         self.link.subscribe(math.inf)
+
+    @property
+    def verdicts(self) -> list[tuple[Grant, Verdict | None]]:
+        """What it has heard became of each call that it had asked for."""
+        return [(grant, permit.verdict) for grant, permit in self._reported]
 
     def flush(self) -> ThreadWaiter:
         """As `Client.flush`, for as long as it takes; it is answered when all was taken in."""
@@ -445,6 +451,8 @@ class Process:
         assert call.permit is not None
         outcome, text = self.oracle.outcome(self, call.name, self.oracle.place_granted(call))
         self.oracle.ends(call, outcome, text)
+        if call.grant is not None:
+            self._reported.append((call.grant, call.permit))
         if outcome is Outcome.SUCCESS:
             call.permit.success()
         elif outcome is Outcome.FAILURE:
