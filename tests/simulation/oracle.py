@@ -48,11 +48,13 @@ from switchgear.wire import (
 from .alone import Alone
 from .books import Books, Place
 from .listeners import Listeners
+from .news import News
 from .reference import Change, Manager, Session
 from .world import Violation, World
 
 if TYPE_CHECKING:
     from .life import Life
+    from .network import Connection
     from .processes import Call, Process
 
 WITNESS: Final = Peer(CONTROL, b"the oracle")  # it subscribes to events like anybody
@@ -118,6 +120,7 @@ class Oracle:
         self._probes: dict[str, dict[Call, float]] = defaultdict(dict)  # that run; when due
         self._heard_at: dict[bytes, float] = {}  # when a manager last took something
         self._listeners = Listeners()
+        self._news = News(world)
         self._told: dict[tuple[int, str], int] = defaultdict(int)  # the highest generation
         self._stood: dict[Place, tuple[State, float | None]] = {}  # and until when, if open
         self._left: dict[Place, float] = {}  # when
@@ -238,6 +241,7 @@ class Oracle:
         """A manager could not say something."""
         if not gone and peer.socket == DATA:
             self._connected.pop(peer, None)
+            self._news.missed(peer)
         changes: list[Change] = []
         self.life.seen["messages that could not be sent"] += 1
         if isinstance(message, Granted) and message.operation in self.reference.permits:
@@ -368,6 +372,7 @@ class Oracle:
         self._left[place._replace(generation=change.generation - 1)] = now
         until = self._of(change.name).opens_until if change.new is State.OPEN else None
         self._stood[place] = change.new, until
+        self._news.moved(place, self.life.network)
 
     def _compare(self) -> None:
         assert self._actor is not None
@@ -528,7 +533,7 @@ class Oracle:
 
     def hears(self, process: Process, socket: int, message: Message) -> None:
         """A message arrives there."""
-        actor = self._actor_heard(process, socket)
+        actor = self._connection(process, socket).manager.actor
         if isinstance(message, Subscribed):
             self._listeners.listens(process, actor.origin, message.version)
         elif socket == DATA and isinstance(message, LEASING):
@@ -538,20 +543,22 @@ class Oracle:
             if known is None or known[::2] <= place[::2]:
                 self._known[key] = place
             late = known is not None and known.line == place.line and known[2] > place[2]
-            if self._alone is not None and isinstance(message, Leased) and not late:
-                self._alone.hears(key, message)
+            if isinstance(message, Leased):
+                self._news.leased(process, message.name, self._connection(process, socket))
+                if self._alone is not None and not late:
+                    self._alone.hears(key, message)
         elif self._alone is not None and isinstance(message, Granted | Rejected):
             name = self._questions[process.token, message.request].name
             self._alone.hears((process.token, name), message)
 
-    def _actor_heard(self, process: Process, socket: int) -> Actor:
+    def _connection(self, process: Process, socket: int) -> Connection:
         connection = process.link.lines[socket]
         assert connection is not None
-        return connection.manager.actor
+        return connection
 
     def learns(self, process: Process, events: Iterable[Event]) -> None:
         """Its callbacks are called."""
-        actor = self._actor_heard(process, CONTROL)
+        actor = self._connection(process, CONTROL).manager.actor
         self._listeners.learns(process, actor.origin, actor.epoch, events)
 
     # -- calls -------------------------------------------------------------------------------------
@@ -671,6 +678,7 @@ class Oracle:
         place = Place(line, name, lease.generation)
         if now > self._left.get(place, now) + TERM:
             raise Violation(f"G8: {process} runs {name} a second after the trip")
+        self._news.check(process, lease, line)
         known = self._known.get(key)
         if known is not None and known.line == line and known.generation > lease.generation:
             raise Violation(f"G8: {process} runs {name} and was told of {known}")

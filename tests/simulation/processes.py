@@ -302,6 +302,7 @@ class Process:
         self.configs = configs
         self.standby = _Standby(self)
         self.subscribed = False
+        self.went_on_at = 0.0
         self._reported: list[tuple[Grant, Permit]] = []  # of managers
         self.settings = SimpleNamespace(acquire_timeout=ACQUIRE_TIMEOUT, manager_loss="local")
         self.address = "the manager"
@@ -331,6 +332,7 @@ class Process:
         if self.dead or not self.stopped:
             return IDLE
         self.stopped = False
+        self.went_on_at = self.world.now
         deferred, self._deferred = self._deferred, []
         for action, args in deferred:
             self.world.after(0.0, action, *args)

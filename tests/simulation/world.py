@@ -41,6 +41,7 @@ class World:
         now: Seconds.
         events: How many things have happened: messages that arrived, calls that began or ended,
             timers, deaths, cuts.
+        jumped_at: When it last jumped.
         random: The source of chance; `chance` is a number from 0 to 1.
         trace: The lines.
     """
@@ -48,6 +49,7 @@ class World:
     def __init__(self, seed: int, *, tracing: bool = False) -> None:
         self.now = START
         self.events = 0
+        self.jumped_at = 0.0
         self.random = random.Random(seed)
         self.chance = self.random.random
         self.tracing = tracing
@@ -85,6 +87,7 @@ class World:
     def jump(self, seconds: float) -> None:
         """Let time pass in which nothing happens to anybody, as when a machine is suspended."""
         self.now += seconds
+        self.jumped_at = self.now
 
     def between(self, least: float, most: float) -> float:
         """Any number from one to the other."""
