@@ -11,8 +11,9 @@ import math
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from switchgear.states import Outcome, State
-from switchgear.wire import Granted, Leased, Rejected
+from switchgear.wire import Granted, Rejected
 
+from .books import Place
 from .reference import Circuit
 from .world import Violation, World
 
@@ -44,6 +45,7 @@ class Alone:
     def __init__(self, world: World) -> None:
         self._world = world
         self._heard: dict[Key, float] = {}  # that it was open, until then
+        self._latest: dict[Key, Place] = {}  # of all that it heard
         self._circuits: dict[Key, Circuit] = {}
         self._calls: dict[Call, Admitted] = {}
         self._numbers = itertools.count()
@@ -54,11 +56,25 @@ class Alone:
         if until != NOT_OPEN:
             circuit.state, circuit.opens_until = State.OPEN, until
 
-    def hears(self, key: Key, message: Leased | Granted | Rejected) -> None:
-        """A manager says how a circuit stands."""
-        if isinstance(message, Leased):
-            self._heard[key] = NOT_OPEN if message.until is None else message.until / 1e6
-        elif (
+    def hears_of(self, token: bytes, place: Place) -> None:
+        """A manager says where a circuit stands, on the control connection."""
+        latest = self._latest.get((token, place.name))
+        if latest is None or latest.line != place.line or latest.generation < place.generation:
+            self._latest[token, place.name] = place
+
+    def hears_lease(self, token: bytes, place: Place, until: int | None) -> None:
+        """A process is granted a lease; later news that came before makes it void."""
+        self.hears_of(token, place)
+        key = token, place.name
+        if self._latest[key] != place:
+            self._heard[key] = UNCERTAIN
+        else:
+            self._heard[key] = NOT_OPEN if until is None else until / 1e6
+
+    def hears_answer(self, token: bytes, name: str, message: Granted | Rejected) -> None:
+        """A request is answered."""
+        key = token, name
+        if (
             isinstance(message, Rejected)
             or message.deadline is not None
             or self._heard.get(key, NOT_OPEN) != NOT_OPEN

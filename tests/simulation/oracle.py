@@ -542,14 +542,25 @@ class Oracle:
             known = self._known.get(key)
             if known is None or known[::2] <= place[::2]:
                 self._known[key] = place
-            late = known is not None and known.line == place.line and known[2] > place[2]
             if isinstance(message, Leased):
                 self._news.leased(process, message.name, self._connection(process, socket))
-                if self._alone is not None and not late:
-                    self._alone.hears(key, message)
-        elif self._alone is not None and isinstance(message, Granted | Rejected):
-            name = self._questions[process.token, message.request].name
-            self._alone.hears((process.token, name), message)
+        if self._alone is not None:
+            self._tell_alone(process, message, actor.origin)
+
+    def _tell_alone(self, process: Process, message: Message, line: int) -> None:
+        """Is it something that says how a circuit stands, or has just stood?"""
+        assert self._alone is not None
+        match message:
+            case Leased():
+                place = Place(line, message.name, message.generation)
+                self._alone.hears_lease(process.token, place, message.until)
+            case Granted() | Rejected():
+                name = self._questions[process.token, message.request].name
+                self._alone.hears_answer(process.token, name, message)
+            case Event() | ResetDone():
+                self._alone.hears_of(process.token, Place(line, message.name, message.generation))
+            case StatsOf(stats=stats):
+                self._alone.hears_of(process.token, Place(line, stats.name, stats.generation))
 
     def _connection(self, process: Process, socket: int) -> Connection:
         connection = process.link.lines[socket]
