@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from harness import Memory
@@ -20,7 +20,7 @@ from .managers import Killed
 class Remembered:
     """What was written is what a successor gets; tests/unit/test_journal.py compares it to a file.
 
-    Its manager dies before a write or after it, as a transaction has no other moments.
+    Its manager dies before it is written or after that, as a transaction has no other moments.
     """
 
     def __init__(self) -> None:
@@ -30,20 +30,25 @@ class Remembered:
 
     def succeed(self, epoch: int, utc_offset: float) -> Saved | None:
         """See `managers.Journal`."""
-        self._dies = None
         return None if self._life is None else self._memory.read(*self._life)
 
     def begin(self, epoch: int, origin: int, utc_offset: float, everything: Changes) -> None:
         """See `managers.Journal`."""
-        self._memory = Memory()
-        self._memory.write(everything)
-        self._life = epoch, origin
+        with self._doomed():
+            self._memory = Memory()
+            self._memory.write(everything)
+            self._life = epoch, origin
 
     def write(self, changes: Changes) -> None:
         """See `managers.Journal`."""
+        with self._doomed():
+            self._memory.write(changes)
+
+    @contextlib.contextmanager
+    def _doomed(self) -> Iterator[None]:
         if self._dies == "before":
             raise Killed(written=False)
-        self._memory.write(changes)
+        yield
         if self._dies == "after":
             raise Killed(written=True)
 
@@ -51,9 +56,13 @@ class Remembered:
         """See `managers.Journal`."""
         self._dies = "before" if chance < 0.5 else "after"
 
+    def spare(self) -> None:
+        """See `managers.Journal`."""
+        self._dies = None
+
 
 class Filed:
-    """The real journal in a real file. Its manager dies at any statement of a write.
+    """The real journal in a real file. Its manager dies at any statement of a transaction.
 
     What a killed manager leaves is a copy of the files at that moment: nothing that the dead one's
     connection would do to them afterwards comes into it.
@@ -84,34 +93,39 @@ class Filed:
             for name in os.listdir(self._folder):
                 if not name.startswith(f"{self._lives}."):
                     os.unlink(os.path.join(self._folder, name))
-        self._dies_at = None
         self._journal = Journal(self._path)
         return self._journal.open(utc_offset)
 
     def begin(self, epoch: int, origin: int, utc_offset: float, everything: Changes) -> None:
         """See `managers.Journal`."""
         assert self._journal is not None
-        self._journal.begin(epoch, origin, utc_offset, everything)
+        self._do(self._journal, self._journal.begin, epoch, origin, utc_offset, everything)
 
     def write(self, changes: Changes) -> None:
         """See `managers.Journal`."""
-        journal = self._journal
-        assert journal is not None
+        assert self._journal is not None
+        self._do(self._journal, self._journal.write, changes)
+
+    def _do(self, journal: Journal, writes: Callable[..., None], *args: object) -> None:
         if self._dies_at is None:
-            journal.write(changes)
+            writes(*args)
             return
         real = journal._db
         assert real is not None
         journal._db = _Doomed(real, self._dies_at)  # type: ignore[assignment]  # as far as it goes
         try:
-            journal.write(changes)
+            writes(*args)
         finally:
             journal._db = real
         raise Killed(written=True)  # it had fewer statements than that: it died after all of them
 
     def doom(self, chance: float) -> None:
         """See `managers.Journal`."""
-        self._dies_at = int(chance * 9)  # a write has seven statements
+        self._dies_at = int(chance * 14)  # a write has seven statements, a beginning twelve
+
+    def spare(self) -> None:
+        """See `managers.Journal`."""
+        self._dies_at = None
 
     def close(self) -> None:
         """Take the files away."""

@@ -85,6 +85,7 @@ class Life:
         self.seen: Counter[str] = Counter()  # how often each kind of thing happened
         self._skew = world.between(-900.0, 5_000.0) if chance() < 0.1 else 0.0
         self._utc_offset = 1.6e9
+        self._stillborn = world.random.choice([0.0, 0.0, 0.3])  # the share of managers
         self._busy = world.random.choice([0.0, 0.0, 0.1, 0.5])
         self._fate = Fate(*(mean * 2 * chance() if chance() < 0.5 else 0.0 for mean in WORST))
         slow = world.random.choice([0.0, 0.01, 0.05])
@@ -97,7 +98,6 @@ class Life:
         self._configs = {name: self._config() for name in NAMES[: 1 + int(chance() * 3)]}
         self._health = dict.fromkeys(self._configs, 1.0)  # the share of calls that succeed
         self._pace = world.random.choice([0.001, 0.005, 0.02])  # seconds between a process's calls
-        self._epoch = 0
         self._resting = False  # nothing new is begun
         self._filed = Filed(tempfile.mkdtemp()) if seed % FILED == 0 else None
         self._journal = self._filed or Remembered()
@@ -166,10 +166,20 @@ class Life:
     def _begin_manager(self) -> object:
         if self._manager is not None:
             return IDLE
-        self._epoch += 1
-        self.world.note("a manager", f"begins: {self._epoch}")
+        # As the server takes it from the time of day, which may have been set back.
+        epoch = int((self.world.now + self._utc_offset) * 1e6)
+        self.world.note("a manager", f"begins: {epoch}")
+        if self.world.chance() < self._stillborn and not self._resting:
+            self._journal.doom(self.world.chance())
         parts = self.world, self.network, self.oracle, self._journal
-        self._manager = Manager(self._epoch, *parts, self._skew, self._utc_offset, self._busy)
+        try:
+            self._manager = Manager(epoch, *parts, self._skew, self._utc_offset, self._busy)
+        except Killed:
+            self.world.note("the manager", "died as it began")
+            self.seen["managers that died as they began"] += 1
+            self._journal.spare()
+            self.world.after(self._absence(), self._begin_manager)
+            return None
         self.network.listen(self._manager)
         return None
 
@@ -181,6 +191,7 @@ class Life:
         self.seen[f"managers that died {how}".rstrip()] += 1
         manager.dead = True
         self._manager = None
+        self._journal.spare()
         self.network.manager_died()
         self.world.after(self._absence(), self._begin_manager)
 
@@ -223,7 +234,7 @@ class Life:
             return IDLE
         self.manager_died("and its journal is lost")
         self._journal = Remembered()
-        self.oracle.journal_lost = True
+        self.oracle.loses_journal()
         return None
 
     # -- processes ---------------------------------------------------------------------------------

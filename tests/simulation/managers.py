@@ -45,13 +45,16 @@ class Journal(Protocol):
         """A new manager opens it: what has its predecessor left?"""
 
     def begin(self, epoch: int, origin: int, utc_offset: float, everything: Changes) -> None:
-        """See `switchgear.manager.journal.Journal.begin`."""
+        """See `switchgear.manager.journal.Journal.begin`. Raises Killed, as `write`."""
 
     def write(self, changes: Changes) -> None:
         """Write all or nothing. Raises Killed where the manager was to die over it."""
 
     def doom(self, chance: float) -> None:
-        """Have the manager die over the next write, early or late in it."""
+        """Have the manager die over what it writes next, early or late in it."""
+
+    def spare(self) -> None:
+        """Have nobody die over it who was to."""
 
 
 class Manager:
@@ -66,6 +69,9 @@ class Manager:
         skew: Its clock less the others', seconds.
         utc_offset: Its clock's distance from the time of day, seconds.
         busy: The chance that its journal rests after a write.
+
+    Raises:
+        Killed: Over the beginning of its journal.
     """
 
     def __init__(

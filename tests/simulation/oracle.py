@@ -94,14 +94,12 @@ class Oracle:
     Attributes:
         life: Who owns it.
         exact: No journal was lost, so everything that ended is counted once.
-        journal_lost: A manager that begins now may know nothing; nobody else may.
     """
 
     life: Life
 
     def __init__(self, world: World, *, skewed: bool) -> None:
         self.exact = True
-        self.journal_lost = True  # there is none before the first manager
         self.reference = Manager()
         self._world = world
         self._skewed = skewed
@@ -110,6 +108,8 @@ class Oracle:
         self._actor: Actor | None = None
         self._line = 0
         self._lines: dict[int, int] = {}  # by epoch
+        self._served: dict[int, int] = {}  # the same, of those that lived to be heard
+        self._journal_lost = True  # a manager may know nothing, like the first one
         self._connected: dict[Peer, bytes] = {}
         self._verdicts: dict[bytes, dict[int, tuple[Verdict | None, bool]]] = defaultdict(dict)
         self._acknowledged: dict[bytes, int] = defaultdict(int)
@@ -141,13 +141,19 @@ class Oracle:
 
     # -- lives of managers -------------------------------------------------------------------------
 
+    def loses_journal(self) -> None:
+        """What managers have written down is gone; but for that, nothing may be forgotten."""
+        self._journal_lost = True
+        self.exact = False
+
     def manager_begins(self, actor: Actor, now: float, *, anew: bool) -> None:
         """A manager has read what there was to read."""
         if anew:
-            if not self.journal_lost:
+            if not self._journal_lost:
                 raise Violation("G11: a manager begins anew, and no journal was lost")
-            self.exact = self.exact and self._actor is None
             self.reference.lose_all()
+        if any(e >= actor.epoch for e, line in self._served.items() if line == actor.origin):
+            raise Violation(f"G6: manager {actor.epoch} is not the latest of its line")
         self._actor = actor
         self.reference.begin(actor.epoch, actor.origin)
         self._line = self._lines[actor.epoch] = actor.origin
@@ -196,7 +202,8 @@ class Oracle:
 
     def subscribed(self, actor: Actor, now: float) -> None:
         """Have every event of this manager's sent to us."""
-        self.journal_lost = False  # it has begun one
+        self._journal_lost = False  # it has begun one
+        self._served[actor.epoch] = actor.origin
         (answer,) = actor.receive(WITNESS, Subscribe(1, None), now)
         if answer.message[2] != self.reference.version:
             raise Violation(f"G1: versions go on from {answer.message[2]}")

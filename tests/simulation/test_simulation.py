@@ -71,6 +71,7 @@ def test_lives_know_every_misfortune_and_circuits_take_every_way() -> None:
         "machines suspended": 20,
         "managers stopped": 50,
         "managers that died": 50,
+        "managers that died as they began": 10,
         "managers that died and its journal is lost": 5,
         "managers that died in good order": 10,
         "managers that died over the journal": 50,
