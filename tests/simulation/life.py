@@ -96,6 +96,7 @@ class Life:
         self.oracle = Oracle(world, skewed=self._skew != 0.0)
         self.oracle.life = self
         self._configs = {name: self._config() for name in NAMES[: 1 + int(chance() * 3)]}
+        self._most_probes = {n: c.max_concurrent_requests for n, c in self._configs.items()}
         self._health = dict.fromkeys(self._configs, 1.0)  # the share of calls that succeed
         self._pace = world.random.choice([0.001, 0.005, 0.02])  # seconds between a process's calls
         self._resting = False  # nothing new is begun
@@ -113,8 +114,8 @@ class Life:
         return self.world.now + self._skew
 
     def most_probes(self, name: str) -> int:
-        """How many may run at once; no configuration changes that."""
-        return self._configs[name].max_concurrent_requests
+        """How many may run at once, in whatever configuration there has been."""
+        return self._most_probes[name]
 
     def outcome(self, name: str) -> Outcome:
         """How a call of a circuit ends, as healthy as the service is now."""
@@ -149,13 +150,13 @@ class Life:
             if self._filed is not None:
                 self._filed.close()
 
-    def _config(self, probes: int | None = None) -> CircuitConfig:
+    def _config(self) -> CircuitConfig:
         choice = self.world.random.choice
         return CircuitConfig(
             failure_threshold=choice([1, 2, 3, 5]),
             success_threshold=choice([1, 2, 3]),
             open_timeout=choice([0.005, 0.03, 0.2, 1.0]),
-            max_concurrent_requests=probes or choice([1, 1, 2, 3]),
+            max_concurrent_requests=choice([1, 1, 2, 3]),
             permit_timeout=choice([0.02, 0.5, 3.0]),
             lost_permit=choice(["failure", "failure", "ignore"]),
             consistency=choice(["leased", "leased", "strict"]),
@@ -371,7 +372,8 @@ class Life:
         process, name = self._any(), self.world.random.choice(list(self._configs))
         if process is None or process.stopped:
             return IDLE
-        config = self._config(self.most_probes(name))
+        config = self._config()
+        self._most_probes[name] = max(self._most_probes[name], config.max_concurrent_requests)
         process.link.declare(name, config)
         return None
 
