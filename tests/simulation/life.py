@@ -99,6 +99,7 @@ class Life:
         self._most_probes = {n: c.max_concurrent_requests for n, c in self._configs.items()}
         self._health = dict.fromkeys(self._configs, 1.0)  # the share of calls that succeed
         self._pace = world.random.choice([0.001, 0.005, 0.02])  # seconds between a process's calls
+        self.impatience = world.random.choice([0.0, 0.0, 0.3])  # of callers: that are cancelled
         self._resting = False  # nothing new is begun
         self._filed = Filed(tempfile.mkdtemp()) if seed % FILED == 0 else None
         self._journal = self._filed or Remembered()
@@ -394,6 +395,7 @@ class Life:
     def _come_to_rest(self) -> None:
         """No more misfortune: is anything stuck, and has everything been counted?"""
         self._resting = True
+        self.impatience = 0.0
         if self.world.chance() < 0.5:
             self._fall_silent()
         # Where one message that waits is too many, the answers to a burst of questions never fit.

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import threading
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from types import SimpleNamespace
@@ -73,6 +74,15 @@ class Waiter(Claim):
         self.overdue = True
         return None if self.call is None else self.call.resume()
 
+    def cancel(self) -> object:
+        """The task is cancelled that waits."""
+        if self.answered or self.overdue or self.call is None:
+            return IDLE
+        if self.call.process.defer(self.cancel):
+            return IDLE
+        self.overdue = True
+        return self.call.cancel()
+
     def __await__(self) -> Generator[Waiter, None, None]:
         if not (self.answered or self.overdue):
             yield self
@@ -109,6 +119,12 @@ class Call:
         assert self.permit is not None
         answer = getattr(self.permit._owed, "answer", None)
         return answer if isinstance(answer, Grant) else None
+
+    def cancel(self) -> None:
+        """It is not waited for any more."""
+        self.process.oracle.life.seen["calls cancelled"] += 1
+        with contextlib.suppress(CancelledError):
+            self._coroutine.throw(CancelledError())
 
     def resume_soon(self) -> None:
         """Its answer is there; until it has the processor it takes a little."""
@@ -175,12 +191,21 @@ class Link(link.Link):
         self._post(self._session.acquire, waiter, name, deadline, world.now)
         if not waiter.answered:
             world.at(deadline, waiter.expire)
-            await waiter
+            if world.chance() < self.process.oracle.life.impatience:
+                world.after(world.between(0.0, 0.002), waiter.cancel)
+            try:
+                await waiter
+            except BaseException:  # as the real one
+                self._stop_waiting(waiter, name, timed_out=False)
+                raise
         if waiter.answered:
             return waiter
-        self.process.oracle.gives_up(self.process, name)
-        self._post(self._abandon, waiter, True)
+        self._stop_waiting(waiter, name, timed_out=True)
         return None
+
+    def _stop_waiting(self, waiter: Waiter, name: str, *, timed_out: bool) -> None:
+        self.process.oracle.gives_up(self.process, name)
+        self._post(self._abandon, waiter, timed_out)
 
     def _wait_for(
         self, waiter: ThreadWaiter, deadline: float, command: Callable[..., None], *args: object
