@@ -7,13 +7,17 @@ nothing may be stuck, and all that ended must have been counted, once.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
+from unittest import mock
 
+from switchgear.client import reports
 from switchgear.client.claim import ThreadWaiter
 from switchgear.config import CircuitConfig
+from switchgear.manager import acks
 from switchgear.states import Outcome, State
 from switchgear.wire import GetHistory, GetMetrics, GetStats, Reset
 
@@ -70,6 +74,16 @@ WORST: Final = Fate(
 )
 
 
+@contextlib.contextmanager
+def limits(*, cramped: bool) -> Iterator[None]:
+    """Have limits of which the few calls of a life are aware, or those that there are."""
+    with contextlib.ExitStack() as stack:
+        if cramped:
+            stack.enter_context(mock.patch.object(reports, "LATENCY_WINDOW", 3))
+            stack.enter_context(mock.patch.object(acks, "ACKS_TOGETHER", 2))
+        yield
+
+
 class Life:
     """See the module.
 
@@ -100,6 +114,7 @@ class Life:
         self._health = dict.fromkeys(self._configs, 1.0)  # the share of calls that succeed
         self._pace = world.random.choice([0.001, 0.005, 0.02])  # seconds between a process's calls
         self.impatience = world.random.choice([0.0, 0.0, 0.3])  # of callers: that are cancelled
+        self._cramped = chance() < 0.25
         self._resting = False  # nothing new is begun
         self._filed = Filed(tempfile.mkdtemp()) if seed % FILED == 0 else None
         self._journal = self._filed or Remembered()
@@ -137,7 +152,7 @@ class Life:
     def run(self) -> None:
         """Live. Raises Violation."""
         try:
-            with virtual(self.world):
+            with virtual(self.world), limits(cramped=self._cramped):
                 self._begin_manager()
                 for _ in range(2 + int(self.world.chance() * 6)):
                     self._begin_process()

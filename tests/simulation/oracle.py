@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
 WITNESS: Final = Peer(CONTROL, b"the oracle")  # it subscribes to events like anybody
 TERM: Final = 1.0  # seconds that a lease holds; contract, G8
+GREETING: Final = 5.0  # seconds that one may take, with a manager that is stopped meanwhile
 SMALL: Final = 0.00001  # seconds; a message tells instants in whole microseconds
 
 Answered = Granted | Rejected | Error
@@ -712,8 +713,9 @@ class Oracle:
         state, until = self._stood.get(place, (State.OPEN, None))
         if state is not State.OPEN:
             raise Violation(f"G8: {process} rejects {name}, {state} in {place}")
-        late = until is not None and self._world.now > until + SMALL
-        if late and not self._skewed:
+        # Where clocks differ, a process knows by how much only to half the time of a greeting.
+        most = GREETING if self._skewed else SMALL
+        if until is not None and self.life.manager_clock > until + most:
             raise Violation(f"G8: {process} rejects {name}, which was open until {until}")
 
     # -- the end -----------------------------------------------------------------------------------
