@@ -11,17 +11,20 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 from unittest import mock
 
-from switchgear.circuit import Circuit, Counts, Permit, Standing
+from switchgear.circuit import Circuit, Counts, Permit, Standing, Totals
 from switchgear.client.lease import Gate
 from switchgear.client.leases import Leases as ClientLeases
-from switchgear.client.reports import Reports
+from switchgear.client.reports import Many, One, Reports
 from switchgear.client.session import Session
+from switchgear.client.standby import Standby
 from switchgear.manager.acks import Acks
 from switchgear.manager.actor import Actor
 from switchgear.manager.leases import Leases
 from switchgear.manager.unsaved import Saved, Unsaved
-from switchgear.states import Outcome, State
+from switchgear.states import Outcome, State, Verdict
 from switchgear.wire import Error, Granted, Report, Reported
+
+from .journals import Remembered
 
 Plant = contextlib.AbstractContextManager[object]
 
@@ -33,6 +36,11 @@ def _in_place_of(owner: type, name: str, make: Callable[[Any], Callable[..., Any
 
 def _do_nothing(*args: object) -> None:
     pass
+
+
+def _without(owner: type, name: str) -> Plant:
+    """Have a method do nothing."""
+    return mock.patch.object(owner, name, _do_nothing)
 
 
 def _is_current(self: Circuit, permit: Permit) -> Permit:
@@ -107,12 +115,12 @@ def a_change_ends_no_lease() -> Plant:
 
 def a_failure_leaves_the_lease_as_it_is() -> Plant:
     """Gate.suspend does nothing."""
-    return mock.patch.object(Gate, "suspend", _do_nothing)
+    return _without(Gate, "suspend")
 
 
 def leases_outlast_their_connection() -> Plant:
     """Leases.end_all does nothing."""
-    return mock.patch.object(ClientLeases, "end_all", _do_nothing)
+    return _without(ClientLeases, "end_all")
 
 
 def a_lease_is_renewed_by_what_was_answered_and_not_by_what_was_asked() -> Plant:
@@ -293,6 +301,170 @@ def an_acknowledgement_is_dropped() -> Plant:
     return _in_place_of(Acks, "_take", make)
 
 
+def who_is_alone_forgets_that_a_circuit_was_open() -> Plant:
+    """Gate.heard_open does nothing."""
+    return _without(Gate, "heard_open")
+
+
+def who_is_alone_never_opens_a_circuit() -> Plant:
+    """Standby.report hands outcomes over, and does not judge them."""
+
+    def report(self: Standby, circuit: Circuit, permit: Permit, *outcome: Any) -> Verdict:
+        self._hand_over(circuit.name, Totals.of(*outcome))
+        return Verdict.STALE
+
+    return mock.patch.object(Standby, "report", report)
+
+
+def who_was_alone_stays_alone() -> Plant:
+    """Session.received does not notice that a manager answers again."""
+
+    def make(received: Callable[..., Any]) -> Callable[..., Any]:
+        def unaware(self: Session, *args: Any) -> None:
+            lost = self.lost
+            received(self, *args)
+            self.lost = lost
+
+        return unaware
+
+    return _in_place_of(Session, "received", make)
+
+
+def a_subscription_ends_with_its_line() -> Plant:
+    """Session._welcome does not subscribe with a manager that counts anew."""
+
+    def make(welcome: Callable[..., Any]) -> Callable[..., Any]:
+        def deaf(self: Session, connection: int, message: Any, now: float) -> None:
+            known = self._lines[connection].origin
+            same = not connection or known in (0, message.origin)
+            with contextlib.nullcontext() if same else _without(Session, "_subscribe_anew"):
+                welcome(self, connection, message, now)
+
+        return deaf
+
+    return _in_place_of(Session, "_welcome", make)
+
+
+def successes_are_told_before_a_failure_that_came_before_them() -> Plant:
+    """Reports.add lets a batch grow that is followed by others."""
+
+    def make(add: Callable[..., Any]) -> Callable[..., Any]:
+        def forgetful(self: Reports, report: Any) -> None:
+            growing = dict(self._growing)
+            add(self, report)
+            self._growing.update(growing)
+
+        return forgetful
+
+    return _in_place_of(Reports, "add", make)
+
+
+def neutral_outcomes_count_twice() -> Plant:
+    """Many.build doubles them."""
+
+    def make(build: Callable[..., Any]) -> Callable[..., Any]:
+        def doubling(self: Many, number: int) -> Any:
+            batch = build(self, number)
+            return batch._replace(neutral=2 * batch.neutral)
+
+        return doubling
+
+    return _in_place_of(Many, "build", make)
+
+
+def what_is_beyond_the_latency_window_is_dropped() -> Plant:
+    """Many.take counts no more calls than it keeps the durations of."""
+
+    def make(take: Callable[..., Any]) -> Callable[..., Any]:
+        def shortened(self: Many) -> None:
+            more = self._more
+            take(self)
+            self._more = more
+
+        return shortened
+
+    return _in_place_of(Many, "take", make)
+
+
+def entries_into_states_are_forgotten() -> Plant:
+    """Circuit.restore leaves them at none."""
+    return mock.patch.object(
+        Circuit,
+        "restore",
+        lambda name, standing, counts, restore=Circuit.restore: restore(
+            name, standing._replace(entries=(0, 0, 0)), counts
+        ),
+    )
+
+
+def a_sound_journal_is_taken_for_a_damaged_one() -> Plant:
+    """Journal.open, or what stands in for it, gives up one that has sessions and events."""
+
+    def make(succeed: Callable[..., Any]) -> Callable[..., Any]:
+        def blind(self: Remembered, epoch: int, utc_offset: float) -> Saved | None:
+            saved = succeed(self, epoch, utc_offset)
+            return None if saved is not None and saved.sessions and saved.events else saved
+
+        return blind
+
+    return _in_place_of(Remembered, "succeed", make)
+
+
+def a_clock_that_was_set_back_sets_back_epochs() -> Plant:
+    """Actor.restore keeps the epoch it was given, whatever its predecessor's was."""
+
+    def make(restore: Callable[..., Any]) -> Callable[..., Any]:
+        def trusting(self: Actor, saved: Saved, now: float) -> None:
+            epoch = self.epoch
+            restore(self, saved, now)
+            if saved.origin is not None:
+                self.epoch = epoch
+
+        return trusting
+
+    return _in_place_of(Actor, "restore", make)
+
+
+def statistics_do_not_wait_for_reports() -> Plant:
+    """Session._may_pass lets a question overtake what was to be reported before it."""
+    return _in_place_of(
+        Session,
+        "_may_pass",
+        lambda may_pass: lambda self, behind: may_pass(self, behind._replace(reports=0)),
+    )
+
+
+def a_permit_of_a_cancelled_caller_stays_out() -> Plant:
+    """Session.abandon remembers only those that waited too long."""
+
+    def make(abandon: Callable[..., Any]) -> Callable[..., Any]:
+        def forgetful(self: Session, waiter: Any, *, timed_out: bool) -> None:
+            number = self._numbers.get(waiter)
+            abandon(self, waiter, timed_out=timed_out)
+            if not timed_out:
+                self._abandoned.pop(number, None)
+
+        return forgetful
+
+    return _in_place_of(Session, "abandon", make)
+
+
+def every_verdict_is_counted() -> Plant:
+    """One.settle does not look at the answer."""
+    return _in_place_of(
+        One, "settle", lambda settle: lambda self, verdict: settle(self, Verdict.COUNTED)
+    )
+
+
+def clocks_differ_the_other_way() -> Plant:
+    """Leases.grant adds the offset of the manager's clock."""
+    return _in_place_of(
+        ClientLeases,
+        "grant",
+        lambda grant: lambda self, message, epoch, offset: grant(self, message, epoch, -offset),
+    )
+
+
 PLANTS: Final[dict[str, Callable[[], Plant]]] = {
     plant.__name__: plant
     for plant in (
@@ -318,6 +490,20 @@ PLANTS: Final[dict[str, Callable[[], Plant]]] = {
         nobody_knocks,
         who_missed_the_last_event_is_not_told,
         an_acknowledgement_is_dropped,
+        who_is_alone_forgets_that_a_circuit_was_open,
+        who_is_alone_never_opens_a_circuit,
+        who_was_alone_stays_alone,
+        a_subscription_ends_with_its_line,
+        successes_are_told_before_a_failure_that_came_before_them,
+        neutral_outcomes_count_twice,
+        what_is_beyond_the_latency_window_is_dropped,
+        entries_into_states_are_forgotten,
+        a_sound_journal_is_taken_for_a_damaged_one,
+        a_clock_that_was_set_back_sets_back_epochs,
+        statistics_do_not_wait_for_reports,
+        a_permit_of_a_cancelled_caller_stays_out,
+        every_verdict_is_counted,
+        clocks_differ_the_other_way,
     )
 }
 
