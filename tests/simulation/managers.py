@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from switchgear.manager.actor import Actor, Send
 from switchgear.manager.sessions import DATA, Peer, Session
 from switchgear.manager.unsaved import Changes, Saved
-from switchgear.wire import TO_CONTROL, TO_DATA, Hello, decode
+from switchgear.wire import TO_CONTROL, TO_DATA, Error, Hello, Malformed, decode
 
 from .network import Connection, Network
 from .oracle import WITNESS, Oracle
@@ -134,7 +134,12 @@ class Manager:
         world.witness(frame)
         now = world.now + self._skew
         self._tick(now)
-        message = decode(frame, TO_DATA if connection.socket == DATA else TO_CONTROL)
+        try:
+            message = decode(frame, TO_DATA if connection.socket == DATA else TO_CONTROL)
+        except Malformed as wrong:  # the empty frame that a connection begins with
+            refusal = Error(wrong.kind, wrong.ref, wrong.code, wrong.text)
+            self._send([Send(connection.peer, refusal)], now)
+            return
         if world.tracing:
             world.note(f"{connection.process} >", message)
         if type(message) is Hello and connection.socket == DATA:

@@ -60,6 +60,11 @@ class Connection:
         self._up_at = 0.0  # when the last message arrives, so that none overtakes it
         self._down_at = 0.0
 
+    def begin(self) -> None:
+        """What ZeroMQ itself says on a new connection, before all that the process does."""
+        self._up_at = self._network.world.now + self._network.delay()
+        self._network.world.at(self._up_at, self._arrive_up, b"")
+
     def send_up(self, message: Message) -> None:
         """From the process to the manager."""
         if not self.broken:
@@ -157,6 +162,7 @@ class Network:
         self._count += 1
         connection = Connection(self, process, manager, Peer(socket, b"%d" % self._count))
         self._connections[connection.peer] = connection
+        connection.begin()
         process.link.connected(connection)
         return None
 
