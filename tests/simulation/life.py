@@ -115,6 +115,7 @@ class Life:
         self._pace = world.random.choice([0.001, 0.005, 0.02])  # seconds between a process's calls
         self.impatience = world.random.choice([0.0, 0.0, 0.3])  # of callers: that are cancelled
         self._cramped = chance() < 0.25
+        self.unnoticed = world.random.choice([0.0, 0.0, 0.0, 0.3])  # ends of connections
         self._resting = False  # nothing new is begun
         self._filed = Filed(tempfile.mkdtemp()) if seed % FILED == 0 else None
         self._journal = self._filed or Remembered()

@@ -180,6 +180,7 @@ class Link(link.Link):
         self._outage_level = logging.WARNING
         self._on_events = lambda events: process.oracle.learns(process, events)
         self._on_return = process.standby.end
+        self._unnoticed: set[int] = set()  # sockets that have lost their connection
 
     # -- waiting -----------------------------------------------------------------------------------
 
@@ -227,6 +228,9 @@ class Link(link.Link):
     def connected(self, connection: Connection) -> None:
         """A manager can be written to."""
         self.lines[connection.socket] = connection
+        if connection.socket in self._unnoticed:
+            self._unnoticed.remove(connection.socket)
+            return
         self._session.connected(connection.socket, self._world.now)
         self._drive()
 
@@ -237,6 +241,14 @@ class Link(link.Link):
         if self.lines.get(connection.socket) is not connection:
             return IDLE
         self._world.note(str(self.process), f"is disconnected from {connection.socket}")
+        life = self.process.oracle.life
+        if self._world.chance() < life.unnoticed:
+            # It does not run just then, and when it does there is another connection.
+            life.seen["ends of connections that nobody noticed"] += 1
+            self._unnoticed.add(connection.socket)
+            self.lines[connection.socket] = None
+            self.process.network.want(self.process, connection.socket)
+            return None
         del self.lines[connection.socket]
         self._session.disconnected(connection.socket)
         self._drive()
@@ -266,10 +278,17 @@ class Link(link.Link):
                 self.process.network.want(self.process, socket)
         if session.outbox:
             outbox, session.outbox = session.outbox, []
+            noticed: set[int] = set()
             for socket, message in outbox:
                 connection = self.lines[socket]
-                assert connection is not None, "said to nobody"
-                connection.send_up(message)
+                if connection is not None:
+                    connection.send_up(message)
+                elif socket in self._unnoticed:  # until now
+                    self._unnoticed.remove(socket)
+                    session.disconnected(socket)
+                    noticed.add(socket)
+                else:
+                    assert socket in noticed, "said to nobody"
 
     def _plan(self) -> None:
         """Have a turn when there is something to do."""
