@@ -723,6 +723,47 @@ def test_a_token_that_does_not_fire_changes_nothing(breaker: sg.Breaker) -> None
     assert totals(breaker) == (2, 0, 0, 0)
 
 
+@pytest.mark.parametrize("make", TOKENS)
+def test_a_token_that_fires_as_a_call_ends_cancels_nothing_afterwards(
+    breaker: sg.Breaker, make: Callable[[], Any]
+) -> None:
+    async def run() -> None:
+        token = make()
+
+        async def fire_and_return() -> str:
+            fire(token)
+            return "done"
+
+        assert await breaker.options(cancel=token).execute_async(fire_and_return) == "done"
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # what was queued has run by now
+
+    asyncio.run(run())
+    assert totals(breaker) == (1, 0, 0, 0)
+
+
+@pytest.mark.parametrize("make", TOKENS)
+def test_a_token_that_fires_as_a_call_begins_cancels_nothing_afterwards(
+    breaker: sg.Breaker, make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = make()
+
+    async def acquire_and_fire(self: sg.Breaker) -> sg.Permit:
+        permit = await acquire(self)
+        fire(token)
+        return permit
+
+    async def run() -> None:
+        assert await breaker.options(cancel=token).execute_async(echo_async) == ((), {})
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # as above
+
+    acquire = sg.Breaker.acquire_async
+    monkeypatch.setattr(sg.Breaker, "acquire_async", acquire_and_fire)
+    asyncio.run(run())
+    assert totals(breaker) == (1, 0, 0, 0)
+
+
 def test_what_is_no_token_is_refused(breaker: sg.Breaker) -> None:
     with pytest.raises(sg.ConfigError, match="cancel"):
         breaker.options(cancel=object())  # type: ignore[arg-type]  # the point of it

@@ -134,18 +134,21 @@ class TaskLimit:
             raise RuntimeError("options(timeout=, cancel=) need a running asyncio task")
         self._task = task
         self.reason: type[TimedOut] | type[Cancelled] | None = None
+        self._ended = False
         self._cancelling = _cancelling(task)
-        self._timers: list[asyncio.TimerHandle] = []
+        self._timers: list[asyncio.Handle] = []
         self._forget: Callable[[], None] = lambda: None
         if timeout is not None:
             self._timers.append(self._loop.call_later(timeout, self._fire, TimedOut))
         if isinstance(token, CancelToken):
             self._forget = token.listen(self._fire_from_anywhere)
         elif token is not None:
-            self._look()
+            # Not now: a task that cancels itself hears of it when it waits, perhaps after the call.
+            self._timers.append(self._loop.call_soon(self._look))
 
     def end(self, error: BaseException | None) -> type[TimedOut] | type[Cancelled] | None:
         """Stop watching. What the error was, if it is the cancellation that this limit caused."""
+        self._ended = True
         self._forget()
         for timer in self._timers:
             timer.cancel()
@@ -155,7 +158,8 @@ class TaskLimit:
         return self.reason if ours and isinstance(error, asyncio.CancelledError) else None
 
     def _fire(self, reason: type[TimedOut] | type[Cancelled]) -> None:
-        if self.reason is None:
+        # A token may have queued this before the end, and what is queued so cannot be withdrawn.
+        if self.reason is None and not self._ended:
             self.reason = reason
             self._task.cancel()
 
