@@ -764,6 +764,47 @@ def test_a_token_that_fires_as_a_call_begins_cancels_nothing_afterwards(
     assert totals(breaker) == (1, 0, 0, 0)
 
 
+@pytest.mark.filterwarnings("ignore:a permit for circuit:ResourceWarning")
+def test_a_loop_that_was_closed_under_a_call_keeps_a_token_from_no_other_call(
+    breaker: sg.Breaker,
+) -> None:
+    token, begun, go_on = sg.CancelToken(), threading.Event(), threading.Event()
+    caught: list[BaseException] = []
+
+    async def never() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    loop = asyncio.new_event_loop()
+    abandoned = loop.create_task(breaker.options(cancel=token).execute_async(never))
+    while not begun.is_set():
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    begun.clear()
+
+    def hang() -> None:
+        begun.set()
+        go_on.wait()
+
+    def call() -> None:
+        try:
+            breaker.options(cancel=token).execute(hang)
+        except sg.CallCancelledError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert begun.wait(20.0)
+    try:
+        token.cancel()
+    finally:
+        thread.join(5.0)
+        go_on.set()
+        thread.join(20.0)
+    assert len(caught) == 1
+    abandoned._log_destroy_pending = False  # type: ignore[attr-defined]  # it is, on purpose
+
+
 def test_what_is_no_token_is_refused(breaker: sg.Breaker) -> None:
     with pytest.raises(sg.ConfigError, match="cancel"):
         breaker.options(cancel=object())  # type: ignore[arg-type]  # the point of it

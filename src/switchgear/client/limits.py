@@ -7,6 +7,7 @@ cancelled, as `asyncio.timeout` does it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import sys
 import threading
@@ -164,7 +165,8 @@ class TaskLimit:
             self._task.cancel()
 
     def _fire_from_anywhere(self) -> None:
-        self._loop.call_soon_threadsafe(self._fire, Cancelled)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the task is gone
+            self._loop.call_soon_threadsafe(self._fire, Cancelled)
 
     def _look(self) -> None:
         assert self._token is not None
