@@ -30,36 +30,58 @@ class Cancellable(Protocol):
 class CancelToken:
     """Cancels the calls that were given it, from any thread. Once fired it stays so."""
 
+    # No lock: a signal handler that fires it would wait for the call that it interrupts. Each step
+    # on the listeners is one that nobody can come into the middle of.
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._fired = False
         self._listeners: dict[object, Callable[[], None]] = {}
 
     def cancel(self) -> None:
         """Fire: calls that run are cancelled, calls that begin are not run."""
-        with self._lock:
-            self._fired = True
-            listeners, self._listeners = list(self._listeners.values()), {}
-        for listener in listeners:
+        self._fired = True  # first: who listens from now on looks at it
+        for key, listener in self._listeners.copy().items():
             listener()
+            self._forget(key)  # last: if a signal handler raises, the next cancel() tells the rest
 
     def is_set(self) -> bool:
         """It has fired."""
         return self._fired
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Have a function called when the token fires, or now if it has; returns how to undo it."""
+        """Have a function called when the token fires, or now if it has; returns how to undo it.
+
+        It may be called more than once.
+        """
         key = object()
-        with self._lock:
-            if not self._fired:
-                self._listeners[key] = listener
-                return lambda: self._forget(key)
-        listener()
-        return lambda: None
+        self._listeners[key] = listener
+        if self._fired:
+            self._forget(key)
+            listener()
+        return lambda: self._forget(key)
 
     def _forget(self, key: object) -> None:
-        with self._lock:
-            self._listeners.pop(key, None)
+        self._listeners.pop(key, None)
+
+
+class _Bell:
+    """Wakes the one thread that waits for it, like an Event.
+
+    That has a lock, which who rings from a signal handler may find taken by what it interrupts.
+    """
+
+    def __init__(self) -> None:
+        self._silent = threading.Lock()
+        self._silent.acquire()
+
+    def ring(self) -> None:
+        """Have the wait end, or the next one if there is none."""
+        with contextlib.suppress(RuntimeError):  # it rings already
+            self._silent.release()
+
+    def wait(self, timeout: float | None) -> None:
+        """Wait until it rings, at most so many seconds."""
+        self._silent.acquire(timeout=-1 if timeout is None else timeout)
 
 
 class TimedOut(Exception):
@@ -83,7 +105,7 @@ def call_on_thread(
         Cancelled: The token fired.
         BaseException: What the function raised, itself.
     """
-    awake = threading.Event()
+    bell = _Bell()
     results: list[R] = []
     errors: list[BaseException] = []
 
@@ -93,12 +115,12 @@ def call_on_thread(
         except BaseException as error:
             errors.append(error)
         finally:
-            awake.set()
+            bell.ring()
 
     context = contextvars.copy_context()
     thread = threading.Thread(target=context.run, args=(work,), name="switchgear-call", daemon=True)
     deadline = None if timeout is None else time.monotonic() + timeout
-    forget = token.listen(awake.set) if isinstance(token, CancelToken) else None
+    forget = token.listen(bell.ring) if isinstance(token, CancelToken) else None
     try:
         thread.start()
         while not (results or errors):
@@ -108,7 +130,7 @@ def call_on_thread(
             if remaining is not None and remaining <= 0:
                 raise TimedOut
             polled = _POLL if token is not None and forget is None else None
-            awake.wait(min((w for w in (remaining, polled) if w is not None), default=None))
+            bell.wait(min((w for w in (remaining, polled) if w is not None), default=None))
     finally:
         if forget is not None:
             forget()
