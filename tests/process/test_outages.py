@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import threading
 import time
@@ -244,6 +245,25 @@ def test_a_stopped_manager_is_stood_in_for_and_then_asked_again(
         client.flush(PATIENCE)
         assert breaker.stats().total_successes >= 21
         assert breaker.stats().in_flight == 0
+
+
+@pytest.mark.parametrize("consistency", ["leased", "strict"])
+def test_logging_that_raises_costs_no_call_its_result_and_ends_no_thread(
+    address: str, client: sg.Client, monkeypatch: pytest.MonkeyPatch, consistency: str
+) -> None:
+    def handle(record: logging.LogRecord) -> None:
+        said.append(record.getMessage())
+        raise ValueError("the pipe is gone")
+
+    said: list[str] = []
+    breaker = client.breaker("service", consistency=consistency)
+    with ending(start_manager(address)) as manager:
+        eventually(lambda: answers(breaker))
+        monkeypatch.setattr(logging.getLogger("switchgear"), "handle", handle)
+        with stopped(manager.pid):
+            eventually(lambda: runs(breaker) and client.standby.active)
+        eventually(lambda: not client.standby.active)  # without a call: the thread sees to it
+    assert [message.partition("m ")[2] for message in said] == ["does not answer", "answers again"]
 
 
 def test_an_idle_process_asks_again_when_its_outcomes_are_not_acknowledged(address: str) -> None:

@@ -48,10 +48,9 @@ from .breaker import Breaker, error_of
 from .events import Dispatcher, Handler, Handlers, check_handler
 from .lease import Gate
 from .link import Link
+from .logs import log
 from .standby import Standby
 from .starter import Starter
-
-log = logging.getLogger("switchgear")
 
 ManagerLoss = Literal["local", "allow", "reject"]
 

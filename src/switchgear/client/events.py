@@ -5,7 +5,6 @@ Neither a slow callback nor one that raises can hold up a call.
 
 from __future__ import annotations
 
-import logging
 import queue
 import signal
 import threading
@@ -15,8 +14,7 @@ from typing import Final
 from ..processes import leave_signals
 from ..states import State
 from ..wire import Event
-
-log = logging.getLogger("switchgear")
+from .logs import log
 
 Handler = Callable[[str, State, State], object]
 

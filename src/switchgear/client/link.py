@@ -55,10 +55,9 @@ from ..wire import (
 )
 from .claim import Claim, Hold, TaskWaiter, ThreadWaiter, Watch
 from .lease import Gate, Lease, Settled
+from .logs import log
 from .reports import One, Whole
 from .session import DATA, Answer, Grant, Session
-
-log = logging.getLogger("switchgear")
 
 FLUSH_INTERVAL: Final = 0.01  # seconds that outcomes under a lease are gathered, or longer:
 _SHARE: Final = 100  # times the processor time that it took to send them; never longer than

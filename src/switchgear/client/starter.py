@@ -6,7 +6,6 @@ any call may wait, and the I/O thread has others to serve.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -14,8 +13,7 @@ from typing import Final, Protocol
 from .. import launch
 from ..address import Address
 from ..processes import leave_signals
-
-log = logging.getLogger("switchgear")
+from .logs import log
 
 _FIRST_PAUSE: Final = 0.1  # seconds; then twice as long each time, up to
 _LONGEST_PAUSE: Final = 30.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import subprocess
@@ -15,14 +14,13 @@ from typing import Any, Final
 from ..address import Address
 from ..client.breaker import Breaker
 from ..client.client import ACQUIRE_TIMEOUT, Client, ManagerLoss, Settings, share
+from ..client.logs import log
 from ..config import CircuitConfig
 from ..errors import BreakerError, ConfigError
 from ..launch import READY, TAKEN, command, environment, first_word, spawn
 from ..processes import leave_signals
 from ..states import State
 from ..stats import CircuitStats
-
-log = logging.getLogger("switchgear")
 
 _START_TIMEOUT: Final = 15.0  # seconds until its sockets must answer
 _STOP_TIMEOUT: Final = 5.0  # seconds it gets to end in good order
