@@ -10,8 +10,8 @@ import pickle
 import threading
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Generator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from typing import Any
 
@@ -370,6 +370,93 @@ def test_blocks_of_one_breaker_nest_and_each_ends_its_own_permit(
             assert breaker.stats().in_flight == 2
         assert breaker.stats().in_flight == 1
     assert totals(breaker) == (2, 1, 0, 0)
+
+
+def test_generators_that_are_left_in_the_order_they_were_entered_end_their_own_permits(
+    slow_to_heal: sg.Breaker,
+) -> None:
+    def block() -> Generator[sg.Permit, None, None]:
+        with slow_to_heal as permit:
+            yield permit
+
+    first, second = block(), block()
+    permits = [next(first), next(second)]
+    with pytest.raises(ConnectionError):
+        first.throw(ConnectionError())
+    assert [permit._ended for permit in permits] == [True, False]
+    assert slow_to_heal.stats().total_failures == 1
+    next(second, None)
+    assert totals(slow_to_heal) == (1, 1, 0, 0)
+
+
+def test_a_late_failure_of_a_generator_moves_no_probe_that_another_one_holds(  # G6
+    breaker: sg.Breaker,
+) -> None:
+    def block() -> Generator[None, None, None]:
+        with breaker:
+            yield
+
+    late = block()
+    next(late)
+    half_open(breaker)
+    probe = block()
+    next(probe)
+    with pytest.raises(ConnectionError):
+        late.throw(ConnectionError())
+    assert breaker.state is sg.State.HALF_OPEN
+    next(probe, None)
+    assert breaker.state is sg.State.CLOSED
+
+
+def test_async_generators_end_their_own_permits_in_any_order(breaker: sg.Breaker) -> None:
+    async def block() -> AsyncGenerator[sg.Permit, None]:
+        async with breaker as permit:
+            yield permit
+
+    async def run() -> None:
+        first, second = block(), block()
+        permits = [await anext(first), await anext(second)]
+        with pytest.raises(ConnectionError):
+            await first.athrow(ConnectionError())
+        assert [permit._ended for permit in permits] == [True, False]
+        with suppress(StopAsyncIteration):
+            await anext(second)
+
+    asyncio.run(run())
+    assert totals(breaker) == (1, 1, 0, 0)
+
+
+def test_blocks_that_an_exit_stack_holds_end_last_in_first_out(breaker: sg.Breaker) -> None:
+    with ExitStack() as outer, ExitStack() as inner:
+        permits = [outer.enter_context(breaker), inner.enter_context(breaker)]
+        with breaker:
+            pass
+        assert [permit._ended for permit in permits] == [False, False]
+        inner.close()
+        assert [permit._ended for permit in permits] == [False, True]
+    assert totals(breaker) == (3, 0, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore:a permit for circuit:ResourceWarning")
+def test_a_block_left_in_another_context_says_so_but_not_instead_of_an_error(
+    breaker: sg.Breaker,
+) -> None:
+    @contextmanager
+    def dependency() -> Iterator[None]:
+        with breaker:
+            yield
+
+    def elsewhere(function: Callable[..., object], *args: object) -> object:
+        return contextvars.copy_context().run(function, *args)
+
+    block, error = dependency(), ConnectionError()
+    elsewhere(block.__enter__)
+    assert not elsewhere(block.__exit__, ConnectionError, error, None)  # it goes on
+    block = dependency()
+    elsewhere(block.__enter__)
+    with pytest.raises(sg.BreakerError, match="another context"):
+        elsewhere(block.__exit__, None, None, None)
+    assert breaker.stats().in_flight == 0
 
 
 def test_an_ending_inside_the_block_is_the_one_that_counts(breaker: sg.Breaker) -> None:

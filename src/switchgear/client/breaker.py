@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextvars
 import functools
 import inspect
+import sys
 from collections.abc import Awaitable, Callable
 from time import monotonic
-from types import CoroutineType, TracebackType
+from types import CodeType, CoroutineType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, TypeVar
 
 from ..circuit import Rejection
@@ -41,9 +42,12 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The permits of the `with` blocks that this thread or task is in, innermost last. A breaker is
-# shared, so the permit of a block cannot be kept on it.
-_entered: Final[contextvars.ContextVar[tuple[tuple[Breaker, Permit], ...]]] = (
+# The permits of the `with` blocks that this thread or task is in, last entered last. A breaker is
+# shared, so the permit of a block cannot be kept on it. What entered a block is known by its frame,
+# which generators leave blocks in any order by: its id, because the frame would keep alive what
+# keeps it, and its code, because what enters for others, as an ExitStack does, returns at once, and
+# then another frame may have the id.
+_entered: Final[contextvars.ContextVar[tuple[tuple[Breaker, Permit, int, CodeType], ...]]] = (
     contextvars.ContextVar("switchgear_entered", default=())
 )
 
@@ -287,8 +291,9 @@ class Breaker:
         return Permit(self.name, permit)
 
     def __enter__(self) -> Permit:
+        frame = sys._getframe(1)
         permit = self.acquire()
-        _entered.set((*_entered.get(), (self, permit)))
+        _entered.set((*_entered.get(), (self, permit, id(frame), frame.f_code)))
         return permit
 
     def __exit__(
@@ -297,11 +302,12 @@ class Breaker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._leave(error)
+        self._leave(error, sys._getframe(1))
 
     async def __aenter__(self) -> Permit:
+        frame = sys._getframe(1)  # the one that awaits us
         permit = await self.acquire_async()
-        _entered.set((*_entered.get(), (self, permit)))
+        _entered.set((*_entered.get(), (self, permit, id(frame), frame.f_code)))
         return permit
 
     async def __aexit__(
@@ -310,20 +316,29 @@ class Breaker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._leave(error)
+        self._leave(error, sys._getframe(1))
 
-    def _leave(self, error: BaseException | None) -> None:
+    def _leave(self, error: BaseException | None, frame: FrameType) -> None:
         entered = _entered.get()
+        key, code = id(frame), frame.f_code
+        found = -1
         for place in range(len(entered) - 1, -1, -1):
-            breaker, permit = entered[place]
+            breaker, _, entered_by, entered_in = entered[place]
             if breaker is self:
-                _entered.set(entered[:place] + entered[place + 1 :])
-                permit.end(error)
-                return
-        raise BreakerError(
-            f"a block of circuit {self.name!r} was left in another context than it was entered in; "
-            f"use acquire() there"
-        )
+                if entered_by == key and entered_in is code:
+                    found = place
+                    break
+                if found < 0:
+                    found = place  # unless this frame has entered one
+        if found >= 0:
+            _entered.set(entered[:found] + entered[found + 1 :])
+            entered[found][1].end(error)
+        elif error is None:
+            raise BreakerError(
+                f"a block of circuit {self.name!r} was left in another context than it was entered "
+                f"in; use acquire() there"
+            )
+        # Else that one matters more to the caller. The permit went back with its context.
 
     # -- the circuit -------------------------------------------------------------------------------
 
