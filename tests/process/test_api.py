@@ -711,6 +711,32 @@ def test_a_timed_call_sees_the_callers_context_variables(breaker: sg.Breaker) ->
     assert asyncio.run(run()) == "r1"
 
 
+def test_a_call_that_no_thread_can_be_had_for_counts_for_nothing(
+    breaker: sg.Breaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError("can't start new thread")
+
+    def start(thread: threading.Thread) -> None:
+        raise error
+
+    ran: list[int] = []
+    breaker.execute(int)  # so that the package has the threads of its own
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(RuntimeError) as caught:
+            breaker.options(timeout=600.0).execute(ran.append, 1)
+    assert caught.value is error
+    assert not ran
+    assert totals(breaker) == (1, 0, 1, 0)
+    with pytest.raises(RuntimeError):  # and one that the service raises is its failure
+        breaker.options(timeout=600.0).execute(raise_error, error)
+    assert totals(breaker) == (1, 1, 1, 0)
+
+
+def raise_error(error: BaseException) -> None:
+    raise error
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "1", True])
 def test_a_timeout_out_of_its_range_is_refused(breaker: sg.Breaker, timeout: Any) -> None:
     with pytest.raises(sg.ConfigError, match="timeout"):

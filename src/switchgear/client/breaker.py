@@ -31,7 +31,7 @@ from ..stats import CircuitStats, MetricsSnapshot, StateChange
 from ..wire import Error, ErrorCode, Rejected
 from .events import Handler
 from .lease import Lease
-from .limits import Cancellable, Cancelled, TaskLimit, TimedOut, call_on_thread
+from .limits import Cancellable, Cancelled, NotStarted, TaskLimit, TimedOut, call_on_thread
 from .permit import Permit, end
 from .session import Grant
 
@@ -88,6 +88,7 @@ class Breaker:
                 CapacityError, if it has no room for this process or this circuit.
             CallTimeoutError: It ran past `options(timeout=)`; it may run on, on its own thread.
             CallCancelledError: The token of `options(cancel=)` fired; likewise.
+            RuntimeError: There was no thread for a call with `options()`; it was not called.
             BaseException: Whatever the function raised, itself.
         """
         lease = self._gate.lease
@@ -424,6 +425,9 @@ class _LimitedBreaker(Breaker):
         except Cancelled:
             permit.release()
             raise CallCancelledError(self.name) from None
+        except NotStarted as missed:
+            permit.release()  # which says nothing about the service
+            raise missed.error from None
         except BaseException as error:
             permit.end(error)
             raise

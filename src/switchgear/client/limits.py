@@ -92,6 +92,18 @@ class Cancelled(Exception):
     """The token came first. Never leaves the package."""
 
 
+class NotStarted(Exception):
+    """There was no thread to call the function on. Never leaves the package.
+
+    Attributes:
+        error: What was raised for that.
+    """
+
+    def __init__(self, error: RuntimeError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def call_on_thread(
     function: Callable[[], R], timeout: float | None, token: Cancellable | None
 ) -> R:
@@ -103,6 +115,7 @@ def call_on_thread(
     Raises:
         TimedOut: After `timeout` seconds.
         Cancelled: The token fired.
+        NotStarted: The function was not called.
         BaseException: What the function raised, itself.
     """
     bell = _Bell()
@@ -122,7 +135,10 @@ def call_on_thread(
     deadline = None if timeout is None else time.monotonic() + timeout
     forget = token.listen(bell.ring) if isinstance(token, CancelToken) else None
     try:
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise NotStarted(error) from None
         while not (results or errors):
             if token is not None and token.is_set():
                 raise Cancelled
