@@ -15,8 +15,10 @@ def start_of(pid: int | str = "self") -> int:
     With its number it tells a process from a later one that got the same number.
     """
     try:
-        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[19])
+        # Not as text: for that Python may import a codec, and a signal handler that comes in the
+        # middle of an import, and needs the same one, waits for it for ever.
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return 0
 

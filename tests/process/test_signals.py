@@ -13,10 +13,12 @@ from typing import Final
 import pytest
 
 import switchgear as sg
+from switchgear.client import client as client_module
 from switchgear.client.claim import Claim
+from switchgear.client.link import Link
 from switchgear.client.session import CONTROL, DATA, Session
 
-from .conftest import ACQUIRE_TIMEOUT, connect, eventually, run_script
+from .conftest import ACQUIRE_TIMEOUT, PATIENCE, connect, eventually, run_script
 
 pytestmark = [
     pytest.mark.process,
@@ -284,3 +286,87 @@ def test_a_connection_whose_greeting_a_handler_interrupts_is_greeted_all_the_sam
         breaker = client.breaker("service", consistency="strict")
         eventually(calls)
     assert sorted(interrupted) == [DATA, CONTROL]
+
+
+# -- handlers that use the package, where they could wait for what they interrupt ------------------
+
+
+class Handler:
+    """Stands in for a signal handler that comes right before a function is called, once."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: object, name: str) -> None:
+        self.handles: Callable[[], object] | None = None
+        function = getattr(owner, name)
+
+        def interrupted(*args: object) -> object:
+            handle, self.handles = self.handles, None
+            if handle is not None:
+                handle()
+            return function(*args)
+
+        patch.setattr(owner, name, interrupted)
+
+
+def ends_by_itself(function: Callable[[], object]) -> bool:
+    """Whether it does. Else its thread is left behind, and the test is to fail."""
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return not thread.is_alive()
+
+
+def links() -> int:
+    return sum(thread.name == "switchgear-io" for thread in threading.enumerate())
+
+
+# What runs between the look whether there is a connection, and its being there.
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(client_module, "_close_at_exit"), (client_module, "Dispatcher"), (Link, "declare")],
+)
+def test_a_handler_may_call_while_the_first_call_connects_and_there_is_one_connection(
+    manager: sg.Manager, monkeypatch: pytest.MonkeyPatch, owner: object, name: str
+) -> None:
+    before = links()
+    with sg.connect(manager.address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+        breaker = client.breaker("service")
+        handler = Handler(monkeypatch, owner, name)
+        handler.handles = lambda: breaker.execute(int)
+        assert ends_by_itself(lambda: breaker.execute(int))
+        assert breaker.stats().total_successes == 2
+        assert links() == before + 1
+
+
+def test_a_handler_may_close_a_client_while_it_connects(
+    manager: sg.Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = links()
+    client = connect(manager.address)
+    breaker = client.breaker("service")
+    caught: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            breaker.execute(int)
+        except sg.BreakerError as error:
+            caught.append(error)
+
+    Handler(monkeypatch, Link, "declare").handles = client.close
+    assert ends_by_itself(call)
+    assert [str(error) for error in caught] == ["this client is closed"]
+    eventually(lambda: links() == before)
+
+
+def test_a_handler_may_close_a_client_in_the_middle_of_a_turn(
+    manager: sg.Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = links()
+    client = sg.connect(manager.address)
+    breaker = client.breaker("service", consistency="strict")
+    breaker.execute(int)
+    results: list[int] = []
+    handler = Handler(monkeypatch, Session, "acquire")
+    handler.handles = client.close
+    assert ends_by_itself(lambda: results.append(breaker.execute(int)))
+    assert results == [0]
+    eventually(lambda: links() == before)

@@ -117,7 +117,8 @@ class Client:
         self._link: Link | None = None
         self._starter: Starter | None = None  # of the link; None: no manager may be started
         self._dispatcher: Dispatcher | None = None
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # a signal handler may come out of anything here
+        self._opening = False  # somebody who holds that is at it
         self._complained = False
         self._open_at = -math.inf  # not before then, on our clock
         self._exhausted = False  # as last logged
@@ -276,20 +277,21 @@ class Client:
         self._closed = True
         with _sharing:
             if _shared.get(self.settings) is self:
-                del _shared[self.settings]
+                _shared.pop(self.settings, None)
         self.disconnect()
 
     def disconnect(self) -> None:
         """Close the connection of this process; the next use opens another one."""
         with self._starting:
             link = self._told_link()
+            starter, dispatcher = self._starter, self._dispatcher  # a handler may open others
             self._link = None
             if link is None:
                 return
-            if self._starter is not None:
-                self._starter.close()
-            if self._dispatcher is not None:
-                self._dispatcher.close()
+            if starter is not None:
+                starter.close()
+            if dispatcher is not None:
+                dispatcher.close()
             if not link.close(self.settings.acquire_timeout):
                 log.warning("the manager at %s has not taken in every outcome", self.address)
 
@@ -299,7 +301,8 @@ class Client:
             _inherited.append((self._link, self._dispatcher))
         self._link = None
         self._starter = None
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
+        self._opening = False
         self._close_gates()
         self.standby = Standby(self._hand_over)  # what the parent has counted is its own
 
@@ -307,40 +310,53 @@ class Client:
         with self._starting:
             if self._closed:
                 raise BreakerError("this client is closed")
-            link = self._link
-            if link is not None and link.pid == os.getpid():
-                return link
-            place = self._place()
-            may_start = self.settings.may_start
+            if self._opening:
+                return None  # we are a signal handler, and what it interrupts is at it
             try:
-                place.check_directory()
-            except FileNotFoundError:
-                if not may_start or not self._make_directory(place):
-                    return None  # and no socket of somebody else's that comes there later
-            if time.monotonic() < self._open_at:
-                return None
-            if link is not None:
-                _inherited.append((link, self._dispatcher))
-                self._close_gates()
-            _close_at_exit()
-            self._dispatcher = Dispatcher(self._handlers)
-            on_loss = self._on_loss if may_start else None
-            try:
-                link = Link(place, self._gates, self._dispatcher.put, self.standby.end, on_loss)
-            except OSError as error:
-                self._open_at = time.monotonic() + OPEN_AGAIN
-                self._note_exhausted(error)
-                return None
-            self._exhausted = False
-            self._starter = Starter(place, link) if may_start else None
-            if self._starter is not None and not launch.listening(place):
-                self._starter.wake()
-            for name, config in list(self._configs.items()):
-                link.declare(name, config)
-            if self._handlers:
-                link.subscribe(self.settings.acquire_timeout)
-            self._link = link
-            return link
+                self._opening = True  # before the look: a handler may have opened one just now
+                link = self._link
+                if link is not None and link.pid == os.getpid():
+                    return link
+                return self._connect(link)
+            finally:
+                self._opening = False
+
+    def _connect(self, last: Link | None) -> Link | None:
+        """Open a connection; one that there was is another process's."""
+        place = self._place()
+        may_start = self.settings.may_start
+        try:
+            place.check_directory()
+        except FileNotFoundError:
+            if not may_start or not self._make_directory(place):
+                return None  # and no socket of somebody else's that comes there later
+        if time.monotonic() < self._open_at:
+            return None
+        if last is not None:
+            _inherited.append((last, self._dispatcher))
+            self._close_gates()
+        _close_at_exit()
+        self._dispatcher = Dispatcher(self._handlers)
+        on_loss = self._on_loss if may_start else None
+        try:
+            link = Link(place, self._gates, self._dispatcher.put, self.standby.end, on_loss)
+        except OSError as error:
+            self._open_at = time.monotonic() + OPEN_AGAIN
+            self._note_exhausted(error)
+            return None
+        self._exhausted = False
+        self._starter = Starter(place, link) if may_start else None
+        if self._starter is not None and not launch.listening(place):
+            self._starter.wake()
+        for name, config in list(self._configs.items()):
+            link.declare(name, config)
+        if self._handlers:
+            link.subscribe(self.settings.acquire_timeout)
+        self._link = link
+        if self._closed:  # by a signal handler meanwhile
+            self.disconnect()
+            raise BreakerError("this client is closed")
+        return link
 
     def _make_directory(self, place: Address) -> bool:
         """Where a manager is to be started. False: that cannot be, and calls go on without."""
@@ -463,9 +479,8 @@ def shared(settings: Settings) -> Client:
     """The one client of this process with these settings, made if need be."""
     with _sharing:
         client = _shared.get(settings)
-        if client is None:
-            client = _shared[settings] = Client(settings)
-        return client
+        # A signal handler may have made one while we were making ours.
+        return _shared.setdefault(settings, Client(settings)) if client is None else client
 
 
 def share(client: Client) -> None:
@@ -502,14 +517,14 @@ def _config_of(fields: dict[str, Any]) -> CircuitConfig:
 
 _alive: weakref.WeakSet[Client] = weakref.WeakSet()
 _shared: dict[Settings, Client] = {}
-_sharing = threading.Lock()
+_sharing = threading.RLock()
 # What a forked child inherited and must neither use nor let be collected: it belongs to the parent.
 _inherited: list[object] = []
 
 
 def _after_fork() -> None:
     global _sharing
-    _sharing = threading.Lock()
+    _sharing = threading.RLock()
     for client in list(_alive):
         client.forget_link()
 

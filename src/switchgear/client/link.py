@@ -282,16 +282,24 @@ class Link:
         self._post(self._session.goodbye)
         self._closing = True
         self._wake.set()
-        self._thread.join()
-        with self._driver:
-            self._turn()
-            self._closed = True
-            for socket in self._sockets.values():
-                socket.close()
-            self._context.term()
-            self._turn()
+        if not self._driver._is_owned():  # type: ignore[attr-defined]  # Condition relies on it too
+            self._thread.join()
+        # Else we are a signal handler in the middle of a turn, which the thread waits for.
         self._empty_inbox()
         return flushed
+
+    def _hang_up(self) -> None:
+        """What the I/O thread ends with."""
+        with self._driver:
+            try:
+                self._turn()
+            finally:
+                self._closed = True
+                for socket in self._sockets.values():
+                    socket.close()
+                self._context.term()
+                self._turn()
+        self._empty_inbox()
 
     # -- waiting -----------------------------------------------------------------------------------
 
@@ -396,6 +404,7 @@ class Link:
             if self._collect_at > due_at:
                 spent = time.thread_time() - began
                 self._collect_at += max(0.0, min(_SHARE * spent, _FLUSH_MAX) - FLUSH_INTERVAL)
+        self._hang_up()
 
     def _doze(self) -> float | None:
         """How long to wait for the sockets, milliseconds: until outcomes are to be collected."""
