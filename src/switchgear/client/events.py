@@ -74,6 +74,7 @@ class Dispatcher:
         self._handlers = handlers
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._started = False
+        self._at_it = threading.Lock()  # held by the thread that is
         self._dropping = False
         # Of who connects, not of who starts the thread: what a callback starts inherits it.
         self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
@@ -91,9 +92,16 @@ class Dispatcher:
             self._dropping = False
             self._queue.put(event)
             if not self._started:
-                self._started = True
-                name = "switchgear-events"
-                threading.Thread(target=self._run, name=name, daemon=True).start()
+                self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="switchgear-events", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no more threads; what waits is told with the next event
+            log.warning("on_state_change callbacks have to wait: %s", error)
+        else:
+            self._started = True  # not before: then it may have failed
 
     def close(self) -> None:
         """Let the thread end after what it has."""
@@ -101,6 +109,8 @@ class Dispatcher:
 
     def _run(self) -> None:
         leave_signals()
+        if not self._at_it.acquire(blocking=False):
+            return  # a signal handler raised while the first one was started
         while (event := self._queue.get()) is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
             for handler in self._handlers.of(event.name):
