@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 import pytest
 
+from switchgear.client import events
 from switchgear.client.events import Dispatcher, Handlers
 from switchgear.states import State
 from switchgear.wire import Event
@@ -86,3 +89,51 @@ def test_one_thread_calls_them_although_a_handler_raised_as_it_was_started(
     threads[1].join(PATIENCE)
     assert [thread.is_alive() for thread in threads] == [True, False]
     world.wait_for("open", "half-open")
+
+
+def test_a_handler_that_is_removed_twice_takes_no_other_one_with_it() -> None:
+    handlers = Handlers()
+    assert not handlers
+    removes = [handlers.add("a", print), handlers.add("a", print)]
+    other = handlers.add("b", print)
+    for _ in range(2):
+        removes[0]()
+    assert [len(handlers.of(name)) for name in "abc"] == [1, 1, 0]
+    assert handlers
+    removes[1]()
+    other()
+    assert not handlers
+    assert handlers.of("a") == ()
+
+
+def test_a_handler_may_be_added_in_the_middle_of_that_as_in_a_forked_child() -> None:
+    """What holds a lock there never lets go of it in a child; here it is the thread that waits."""
+    handlers, depth = Handlers(), [0]
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename != events.__file__:
+            return None
+        if event == "line" and depth[0] < 100:
+            depth[0] += 1
+            sys.settrace(None)
+            thread = threading.Thread(target=handlers.add, args=("a", print), daemon=True)
+            thread.start()
+            thread.join(PATIENCE / 4)
+            assert not thread.is_alive()
+            sys.settrace(interrupt)
+        return interrupt
+
+    def add_and_remove() -> None:
+        sys.settrace(interrupt)
+        try:
+            handlers.add("a", print)()
+        finally:
+            sys.settrace(None)
+        done.append(True)
+
+    done: list[bool] = []
+    thread = threading.Thread(target=add_and_remove)
+    thread.start()
+    thread.join(PATIENCE)
+    assert done
+    assert len(handlers.of("a")) == depth[0] > 0

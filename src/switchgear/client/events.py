@@ -28,33 +28,31 @@ def check_handler(handler: object) -> None:
 
 
 class Handlers:
-    """The callbacks of one client, by circuit. Adding and removing replaces, so reading is safe."""
+    """The callbacks of one client, by circuit. Thread-safe.
+
+    Without a lock, which a fork or a signal handler could come into the middle of: each step here
+    is one that nobody can.
+    """
 
     def __init__(self) -> None:
-        self._by_name: dict[str, tuple[Handler, ...]] = {}
-        self._lock = threading.Lock()
+        self._by_name: dict[str, dict[_Entry, None]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._by_name)
+        return any(list(self._by_name.values()))
 
     def add(self, name: str, handler: Handler) -> Callable[[], None]:
         """Add a callback; returns what removes it, once however often it is called."""
-        entry = _Entry(handler)
-        with self._lock:
-            self._by_name[name] = (*self._by_name.get(name, ()), entry)
+        entry, entries = _Entry(handler), self._by_name.setdefault(name, {})
+        entries[entry] = None
 
         def remove() -> None:
-            with self._lock:
-                left = tuple(e for e in self._by_name.get(name, ()) if e is not entry)
-                self._by_name[name] = left
-                if not left:
-                    del self._by_name[name]
+            entries.pop(entry, None)
 
         return remove
 
     def of(self, name: str) -> tuple[Handler, ...]:
         """The callbacks of one circuit, oldest first."""
-        return self._by_name.get(name, ())
+        return tuple(self._by_name.get(name, {}).copy())
 
 
 class _Entry:
