@@ -296,6 +296,15 @@ def test_a_batch_tells_the_durations_of_the_last_hundred_successes_and_counts_al
         assert decode(encode(batch), TO_DATA) == batch
 
 
+def test_a_call_under_which_the_clock_was_set_back_took_no_time() -> None:
+    reports, lease = Reports(), lease_on()
+    add(reports, lease, -100.0, -1e-7, 0.0, 4e-7, 5e-7, 0.25)
+    (batch,) = send_all(reports)
+    assert isinstance(batch, Batch)
+    assert batch.durations == (0, 0, 0, 0, 1, 250_000)
+    assert decode(encode(batch), TO_DATA) == batch
+
+
 def test_successes_that_are_told_are_successes_and_neutral_ones_take_no_time() -> None:
     reports, lease = Reports(), lease_on()
     lease.told += [(SUCCESS, 2e-6, None), (NEUTRAL, 9.0, None)] * (LATENCY_WINDOW - 1)

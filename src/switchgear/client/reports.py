@@ -183,7 +183,7 @@ class Many:
 
 def _micros(durations: Sequence[float]) -> tuple[int, ...]:
     # As to_micros(), and without a call for each of up to a hundred.
-    return tuple([int(seconds * 1e6 + 0.5) for seconds in durations])
+    return tuple([int(seconds * 1e6 + 0.5) if seconds > 0 else 0 for seconds in durations])
 
 
 class Reports:
