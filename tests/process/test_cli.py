@@ -171,6 +171,17 @@ def test_stats_as_json_has_every_field_of_stats_config_and_metrics(
     assert f"{change.at.isoformat()}  closed -> open  failures" in done("stats", "payments", *at)
 
 
+def test_a_command_whose_output_is_closed_succeeds_in_silence(
+    manager: sg.Manager, at: tuple[str, str]
+) -> None:
+    shell = ("sh", "-c", '"$@" >&-', "sh")
+    for words in (("list",), ("list", "--json")):
+        ended = subprocess.run(
+            [*shell, *COMMAND, *words, *at], capture_output=True, timeout=PATIENCE, check=False
+        )
+        assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 def test_stats_of_a_circuit_nobody_has_called_has_nothing_in_place_of_what_never_was(
     manager: sg.Manager, at: tuple[str, str]
 ) -> None:

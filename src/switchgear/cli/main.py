@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         code: int = options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as after `>&-`; print() does nothing then
+            sys.stdout.flush()
     except BrokenPipeError:  # as `| head` leaves us; Python is not to meet it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
