@@ -492,6 +492,16 @@ def test_a_manager_that_cannot_start_says_why(tmp_path: Path) -> None:
         sg.Manager(f"{tmp_path}/file/m").start()
 
 
+def test_a_manager_starts_whatever_modules_are_in_the_directory_of_the_application(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("types", "random", "logging", "zmq"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the application has loaded me')")
+    monkeypatch.chdir(tmp_path)
+    with sg.Manager() as manager:
+        assert manager.breaker("service").execute(int) == 0
+
+
 def test_ctrl_c_is_for_the_application_and_not_for_its_manager() -> None:
     script = """
 import os, signal, sys

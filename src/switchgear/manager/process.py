@@ -114,8 +114,14 @@ class Manager:
         manager = command(Address.parse(self.address), *options)
         read, write = os.pipe()
         try:
-            # In a session of its own: the terminal's Ctrl-C is for the application.
-            self._child = spawn([*manager, "--ready-fd", str(write)], write, env=environment())
+            # In a session of its own: the terminal's Ctrl-C is for the application. And not in its
+            # directory, where -m would look for modules first, and may find a random.py.
+            self._child = spawn(
+                [*manager, "--ready-fd", str(write)],
+                write,
+                cwd="/",
+                env={**environment(), "PYTHONSAFEPATH": "1"},
+            )
             os.close(write)
             said = first_word(read, _START_TIMEOUT)
         finally:
