@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import copy
 import inspect
 import itertools
 import pickle
@@ -1234,12 +1235,37 @@ def test_closing_a_client_frees_whoever_waits_for_an_answer(manager: sg.Manager,
 
 
 def test_a_breaker_pickles_within_its_process(breaker: sg.Breaker) -> None:
-    copy = pickle.loads(pickle.dumps(breaker.options(timeout=600.0)))
-    assert copy.execute(echo) == ((), {})
-    assert (copy.name, copy.config) == (breaker.name, breaker.config)
+    restored = pickle.loads(pickle.dumps(breaker.options(timeout=600.0)))
+    assert restored.execute(echo) == ((), {})
+    assert (restored.name, restored.config) == (breaker.name, breaker.config)
     assert totals(breaker) == (1, 0, 0, 0)
     with pytest.raises(TypeError, match="cancel"):
         pickle.dumps(breaker.options(cancel=sg.CancelToken()))
+
+
+@pytest.mark.parametrize(
+    "again",
+    [copy.copy, copy.deepcopy, lambda breaker: pickle.loads(pickle.dumps(breaker))],
+    ids=["copy", "deepcopy", "pickle"],
+)
+def test_a_copy_of_a_breaker_goes_on_with_its_client_until_that_is_closed(  # G7
+    manager: sg.Manager, name: str, again: Callable[[sg.Breaker], sg.Breaker]
+) -> None:
+    with connect(manager.address) as other, connect(manager.address) as client:
+        other.breaker(name)  # with the same settings
+        breaker = client.breaker(name, failure_threshold=1, open_timeout=600.0)
+        copies = [again(breaker), again(breaker.options(timeout=600.0))]
+        assert [one._client for one in copies] == [client, client]
+        for one in (*copies, breaker):
+            one.execute(echo)
+        with pytest.raises(ConnectionError):
+            breaker.execute(fail)
+        for one in copies:
+            with pytest.raises(sg.CircuitOpenError):
+                one.execute(echo)
+    later = again(breaker)
+    with later._client:
+        assert later.state is sg.State.OPEN
 
 
 def test_an_acquire_timeout_at_the_end_of_its_range_works(manager: sg.Manager, name: str) -> None:

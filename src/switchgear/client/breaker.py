@@ -391,7 +391,8 @@ class Breaker:
         return self._client.on_state_change(self.name, handler)
 
     def __reduce__(self) -> tuple[Callable[..., Breaker], tuple[object, ...]]:
-        return _restore, (self._client.settings, self.name, self._config)
+        client = self._client
+        return _restore, (client.settings, self.name, self._config, None, client.token)
 
     def __repr__(self) -> str:
         return f"<Breaker {self.name!r} at {self._client.address}>"
@@ -485,15 +486,21 @@ class _LimitedBreaker(Breaker):
     def __reduce__(self) -> tuple[Callable[..., Breaker], tuple[object, ...]]:
         if self._cancel is not None:
             raise TypeError("a breaker with options(cancel=) cannot be pickled")
-        return _restore, (self._client.settings, self.name, self._config, self._timeout)
+        client = self._client
+        return _restore, (client.settings, self.name, self._config, self._timeout, client.token)
 
 
 def _restore(
-    settings: Settings, name: str, config: CircuitConfig | None, timeout: float | None = None
+    settings: Settings,
+    name: str,
+    config: CircuitConfig | None,
+    timeout: float | None = None,
+    token: str = "",
 ) -> Breaker:
-    from .client import shared  # not above: it imports us
+    from .client import original  # not above: it imports us
 
-    client = shared(settings)
+    # A second client of one process would go on with its lease after a failure of the first (G7).
+    client = original(token, settings)
     client.declare(name, config)
     return Breaker(client, name, config).options(timeout=timeout)
 

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import os
+import secrets
 import sys
 import threading
 import time
@@ -124,7 +125,14 @@ class Client:
         self._exhausted = False  # as last logged
         self._no_room: set[str] = set()  # circuits that were logged
         self._closed = False
+        self.token = secrets.token_hex(8)  # of this client and of what a fork makes of it
+        _by_token[self.token] = self
         _alive.add(self)
+
+    @property
+    def closed(self) -> bool:
+        """`close` was called."""
+        return self._closed
 
     @property
     def address(self) -> str:
@@ -483,6 +491,12 @@ def shared(settings: Settings) -> Client:
         return _shared.setdefault(settings, Client(settings)) if client is None else client
 
 
+def original(token: str, settings: Settings) -> Client:
+    """The client that a breaker was pickled with, if it is this process's; else the shared one."""
+    client = _by_token.get(token)
+    return shared(settings) if client is None or client.closed else client
+
+
 def share(client: Client) -> None:
     """Let breakers that arrive pickled use this client rather than one of their own."""
     with _sharing:
@@ -516,6 +530,7 @@ def _config_of(fields: dict[str, Any]) -> CircuitConfig:
 # -- the process's clients, across fork and exit ---------------------------------------------------
 
 _alive: weakref.WeakSet[Client] = weakref.WeakSet()
+_by_token: weakref.WeakValueDictionary[str, Client] = weakref.WeakValueDictionary()
 _shared: dict[Settings, Client] = {}
 _sharing = threading.RLock()
 # What a forked child inherited and must neither use nor let be collected: it belongs to the parent.
