@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 import switchgear as sg
 from switchgear.config import CircuitConfig, Consistency, LostPermit
-from switchgear.wire import Pong, Welcome
+from switchgear.wire import Event, Pong, Welcome
 
 from . import checker, history, survival
 from .history import History
@@ -34,6 +34,9 @@ WORKERS: Final = 4
 CIRCUITS: Final = 3  # in one run, at most
 STEPS: Final = 60  # of one worker in one run
 KILL_SHARE: Final = 0.15  # of the runs, a worker is killed in the middle
+SLOW_SHARE: Final = 0.15  # of the runs, timers take so long that it shows if they fire early
+BACK_WITHIN: Final = 5.0  # seconds after which a permit that is still out is lost for ever
+OUTLASTS: Final = 1.0  # seconds; longer than it takes to replace a manager
 FRESH_SHARE: Final = 0.1  # of the new workers, those that are spawned and not forked
 
 _idle: Final = threading.Event()
@@ -52,6 +55,7 @@ class Plan(NamedTuple):
         kill: Which worker is killed, and how many seconds after the start; None: none is.
         longest: Seconds that a timer of any of the configurations takes at most.
         loss: How many seconds after the start the manager is killed and replaced; None: never.
+        listeners: The workers that are told of every change.
     """
 
     seed: int
@@ -60,6 +64,7 @@ class Plan(NamedTuple):
     kill: tuple[int, float] | None
     longest: float
     loss: float | None = None
+    listeners: Sequence[int] = ()
 
 
 def plan(seed: int, workers: int = WORKERS, steps: int = STEPS, kills: float = KILL_SHARE) -> Plan:
@@ -73,14 +78,15 @@ def plan(seed: int, workers: int = WORKERS, steps: int = STEPS, kills: float = K
     """
     random = Random(seed)
     names = [f"{seed}.{number}" for number in range(random.randint(1, CIRCUITS))]
-    circuits = {name: _config(random) for name in names}
+    slow = random.random() < SLOW_SHARE
+    circuits = {name: _config(random, slow) for name in names}
     configs = list(circuits.values())
     failing = random.choice((0.1, 0.3, 0.6))
     scripts = []
     for _ in range(workers):
         script = [Step("declare", name, random.choice((None, circuits[name]))) for name in names]
         for _ in range(steps):
-            script.append(_step(random, names, failing))
+            script.append(_step(random, names, failing, slow))
             if script[-1].what == "declare":
                 configs.append(script[-1].argument)
         scripts.append(script)
@@ -88,7 +94,13 @@ def plan(seed: int, workers: int = WORKERS, steps: int = STEPS, kills: float = K
     if random.random() < kills:
         kill = random.randrange(workers), random.uniform(0.001, 0.03)
     longest = max(max(config.open_timeout, config.permit_timeout) for config in configs)
-    return Plan(seed, circuits, scripts, kill, longest)
+    listeners = _listeners(random, workers)
+    return Plan(seed, circuits, scripts, kill, longest, listeners=listeners)
+
+
+def _listeners(random: Random, workers: int) -> list[int]:
+    """Nobody, two, or all."""
+    return random.sample(range(workers), random.choice((0, min(2, workers), workers)))
 
 
 def small_plan(seed: int, workers: int) -> Plan:
@@ -109,30 +121,34 @@ def loss_plan(seed: int, workers: int = WORKERS, steps: int = STEPS) -> Plan:
     random = Random(seed)
     names = [f"{seed}.{number}" for number in range(random.randint(1, 2))]
     circuits = {name: _config(random) for name in names}
+    if random.random() < SLOW_SHARE:  # one that opens is still open when the next manager begins
+        circuits[names[0]] = replace(circuits[names[0]], open_timeout=OUTLASTS)
     scripts = []
     for _ in range(workers):
         script = [_step(random, names, 0.3) for _ in range(steps)]
         script = [step for step in script if step.what in ("call", "acquire", "end", "pause")]
         scripts.append([*(Step("declare", name) for name in names), *script])
     longest = max(max(each.open_timeout, each.permit_timeout) for each in circuits.values())
-    return Plan(seed, circuits, scripts, None, longest, random.uniform(0.002, 0.06))
+    loss = random.uniform(0.002, 0.06)
+    return Plan(seed, circuits, scripts, None, longest, loss, _listeners(random, workers))
 
 
-def _config(random: Random) -> CircuitConfig:
+def _config(random: Random, slow: bool = False) -> CircuitConfig:
+    """One whose timers fire many times in a run; `slow`: one whose fire once or never."""
     lost: LostPermit = random.choice(("failure", "ignore"))
     consistency: Consistency = random.choice(("strict", "leased"))
     return CircuitConfig(
         failure_threshold=random.randint(1, 4),
         success_threshold=random.randint(1, 3),
-        open_timeout=random.choice((0.001, 0.003, 0.008)),
+        open_timeout=random.choice((0.06, 0.1) if slow else (0.001, 0.003, 0.008)),
         max_concurrent_requests=random.randint(1, 3),
-        permit_timeout=random.choice((0.004, 0.015, 0.03)),
+        permit_timeout=random.choice((0.06, 0.1) if slow else (0.004, 0.015, 0.03)),
         lost_permit=lost,
         consistency=consistency,
     )
 
 
-def _step(random: Random, names: Sequence[str], failing: float) -> Step:
+def _step(random: Random, names: Sequence[str], failing: float, slow: bool = False) -> Step:
     name = random.choice(names)
     outcome = random.choices(("success", "failure", "neutral"), (1 - failing, failing, 0.05))[0]
     dice = random.random()
@@ -145,7 +161,7 @@ def _step(random: Random, names: Sequence[str], failing: float) -> Step:
     if dice < 0.90:
         return Step("pause", "", random.choice((0.0005, 0.001, 0.003)))
     if dice < 0.92:
-        return Step("declare", name, _config(random))
+        return Step("declare", name, _config(random, slow))
     return Step(random.choice(("stats", "stats", "metrics", "history", "reset", "flush")), name)
 
 
@@ -155,7 +171,9 @@ def _step(random: Random, names: Sequence[str], failing: float) -> Step:
 class Worker:
     """A worker process of ours, and what it records."""
 
-    def __init__(self, number: int, method: str, address: str, directory: Path) -> None:
+    def __init__(
+        self, number: int, method: str, address: str, directory: Path, defect: str | None = None
+    ) -> None:
         self.number = number
         path = directory / f"{number}.records"
         context: Any = multiprocessing.get_context(method)
@@ -165,7 +183,7 @@ class Worker:
         self.orders: Connection
         self.orders, theirs = context.Pipe()
         self._process = context.Process(
-            target=work, args=(theirs, number, address, str(path)), daemon=True
+            target=work, args=(theirs, number, address, str(path), defect), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -200,6 +218,17 @@ def check(run: History) -> checker.Result:
         UndecidedError: See `checker.check`.
     """
     return checker.check(run) if run.lost is None else survival.check(run, run.lost)
+
+
+def _count_changes(records: list[list[Any]]) -> Counter[str]:
+    """How many changes the observer was told of, by circuit."""
+    counts: Counter[str] = Counter()
+    for kind, *_, frame in records:
+        if kind == history.RECEIVED:
+            message = history.read(frame)
+            if isinstance(message, Event) and message.old is not message.new:
+                counts[message.name] += 1
+    return counts
 
 
 def start_manager(address: str, program: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -277,6 +306,7 @@ class Campaign:
         directory: Where wrong histories are kept; None: nowhere.
         workers: How many there are at a time.
         program: What Python runs as the manager.
+        defect: What is wrong with the workers' clients, see `client_mutants`; None: nothing.
     """
 
     def __init__(
@@ -284,10 +314,12 @@ class Campaign:
         directory: Path | None = None,
         workers: int = WORKERS,
         program: Sequence[str] = ("-m", "switchgear.manager"),
+        defect: str | None = None,
     ) -> None:
         self.tally = Tally()
         self._kept = directory
         self._program = program
+        self._defect = defect
         self._workers: list[Worker] = []
         self._size = workers
         self._numbers = 0
@@ -330,7 +362,7 @@ class Campaign:
         self.tally.processes += 1
         fresh = Random(self._numbers).random() < FRESH_SHARE
         method = "spawn" if fresh else "forkserver"
-        return Worker(self._numbers, method, self._address, self._directory)
+        return Worker(self._numbers, method, self._address, self._directory, self._defect)
 
     def _end_workers(self) -> None:
         for worker in self._workers:
@@ -352,6 +384,8 @@ class Campaign:
         first = self._ping()
         for name, config in one.circuits.items():
             self._client.breaker(name, config).stats()
+        listeners = [self._workers[place] for place in one.listeners]
+        self._order(one, listeners, [Step("listen", name) for name in one.circuits])
         workers = {worker.orders: worker for worker in self._workers}
         for worker, script in zip(self._workers, one.scripts, strict=True):
             worker.orders.send(script)
@@ -366,6 +400,11 @@ class Campaign:
         for name in one.circuits:
             self._client.stats(name)
             self._client.metrics(name)
+        self._ping()
+        records, _ = history.unpack(b"".join(self._records))
+        changes = _count_changes(records)
+        living = [worker for worker in listeners if worker.number not in killed]
+        self._order(one, living, [Step("hear", name, changes[name]) for name in one.circuits])
         last = self._ping()
         records, _ = history.unpack(b"".join(self._records))
         for worker in self._workers:
@@ -378,6 +417,7 @@ class Campaign:
             "names": list(one.circuits),
             "killed": list(killed.items()),
             "lost": lost,
+            "listeners": [worker.number for worker in listeners],
         }
         self._unchecked = header, records
         if lost is not None:
@@ -407,7 +447,16 @@ class Campaign:
             killed[self._workers[victim].number] = time.monotonic()
             self._workers[victim].kill()
             del workers[self._workers[victim].orders]
-        waiting: list[Any] = list(workers)
+        self._await_all(list(workers), one)
+        return killed
+
+    def _order(self, one: Plan, workers: Sequence[Worker], script: list[Step]) -> None:
+        """Have some of the workers do the same, and wait for that."""
+        for worker in workers:
+            worker.orders.send(script)
+        self._await_all([worker.orders for worker in workers], one)
+
+    def _await_all(self, waiting: list[Any], one: Plan) -> None:
         deadline = time.monotonic() + PATIENCE
         while waiting:
             ready = wait(waiting, 0.5)
@@ -419,11 +468,10 @@ class Campaign:
                 assert isinstance(connection, Connection)
                 connection.recv()
                 waiting.remove(connection)
-        return killed
 
     def _await_returns(self, one: Plan) -> None:
-        """Until no permit is out: those of a killed worker come back, and soon."""
-        deadline = time.monotonic() + PATIENCE
+        """Until no permit is out: those of a killed worker come back, and soon, or it is wrong."""
+        deadline = time.monotonic() + BACK_WITHIN
         for name in one.circuits:
             while self._client.stats(name).in_flight and time.monotonic() < deadline:
                 _idle.wait(0.002)
@@ -484,6 +532,7 @@ def run(
     kills: float = KILL_SHARE,
     losses: bool = False,
     program: Sequence[str] = ("-m", "switchgear.manager"),
+    defect: str | None = None,
     progress: Callable[[Tally], None] = lambda tally: None,
     enough: Callable[[Tally], bool] = lambda tally: False,
 ) -> Tally:
@@ -497,10 +546,11 @@ def run(
         kills: The share of the plans in which a worker is killed.
         losses: In every plan the manager is killed instead.
         program: What Python runs as the manager.
+        defect: What is wrong with the workers' clients; None: nothing.
         progress: Told after each run.
         enough: Whether to stop.
     """
-    with Campaign(directory, workers, program) as campaign:
+    with Campaign(directory, workers, program, defect) as campaign:
         for seed in seeds:
             if losses:
                 campaign.run(loss_plan(seed, workers, steps))

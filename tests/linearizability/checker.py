@@ -9,6 +9,7 @@ take a number that real time and the order of its connection leave it.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,10 +24,10 @@ from switchgear.wire import Event, to_seconds
 
 from . import model
 from .answers import compare, differs
-from .clients import check_clients
+from .clients import check_clients, check_leases, check_listeners
 from .history import History, Received
 from .model import Change, Circuit, Out, Step
-from .operations import DATA, Operation, Operations, match
+from .operations import CONTROL, DATA, Operation, Operations, match
 
 T = TypeVar("T")
 
@@ -76,8 +77,15 @@ def check(history: History) -> Result:
         for events in replay.events.values():
             result.changes.update(f"{event.cause} -> {event.new}" for event in events)
     result.wrong += check_clients(history, operations)
-    result.calls = sum(1 for call in history.called if call.what in _CALLS)
+    result.wrong += check_leases(history)
+    result.wrong += check_listeners(history)
+    result.calls = count_calls(history)
     return result
+
+
+def count_calls(history: History) -> int:
+    """How many calls of the public API there are that are held against the messages."""
+    return sum(1 for call in history.called if call.what in _CALLS)
 
 
 _CALLS: Final = {"call", "acquire", "end", "stats", "metrics", "history", "reset", "flush"}
@@ -136,20 +144,22 @@ def check_versions(history: History) -> Iterator[str]:
 # -- the replay ------------------------------------------------------------------------------------
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
     """When a circuit opened, and for how long."""
 
     at: float  # as the event said, Unix time
     asked: float  # what had been asked by then was asked by then; monotonic
+    since: float  # the turn of the manager's in which it opened did not begin before
+    told: float  # and somebody was told then of it, or of something later
     term: float
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """How far a replay has come. Equal places go on equally."""
 
     circuits: tuple[Circuit | None, ...]  # by place in the history's names
     done: tuple[int, ...]  # how many operations of each queue
-    opened: tuple[_Opened | None, ...]
+    opened: tuple[Opened | None, ...]
 
 
 class _Move(NamedTuple):
@@ -168,6 +178,11 @@ class Replay:
         history: The run.
         operations: Its operations; their numbers are different ones.
         begin: All that its circuits may be at the beginning, by name; none is there by default.
+        opened: When those that are open then had opened, as far as it is known.
+
+    Attributes:
+        ends: The places that it came to, of those that `run` looked for.
+        complete: There are no others.
     """
 
     def __init__(
@@ -175,8 +190,12 @@ class Replay:
         history: History,
         operations: Operations,
         begin: Sequence[Mapping[str, Circuit]] = ({},),
+        opened: Mapping[str, Opened] | None = None,
     ) -> None:
+        self.ends: list[Place] = []
+        self.complete = False
         self._begin = begin
+        self._opened = opened or {}
         self._history = history
         self._queues = operations.queues
         self._names = {name: place for place, name in enumerate(history.names)}
@@ -192,6 +211,7 @@ class Replay:
             for number, events in heard.items()
         }
         self._asked_by, self._told_by = self._bounds(heard)
+        self._since = self._turns()
         self._changes: dict[str, list[tuple[int, StateChange]]] = {}  # by name, with the number
         for number, events in sorted(self.events.items()):
             for event in events:
@@ -214,6 +234,39 @@ class Replay:
             told[number - first] = min(told[number - first], earliest)
         return list(accumulate(asked, max)), list(accumulate(told[::-1], min))[::-1]
 
+    def _turns(self) -> list[float]:
+        """By number: the turn of the manager's that decided it did not begin before.
+
+        A turn looks at the clock once, then takes what has come on control connections, and then on
+        the others. So who was answered on one of the others, and then asks on a control connection,
+        asks in a later turn than that; and a later turn began after the first was asked.
+        """
+        answered = sorted(
+            (operation.received, operation.sent)
+            for queue in self._queues
+            if queue.connection == DATA
+            for operation in queue.operations
+            if operation.received < math.inf
+        )
+        asked_by = list(accumulate((sent for _, sent in answered), max))
+        since = [-math.inf] * self.count
+        for number, (queue, operation) in self._known.items():
+            if self._queues[queue].connection == CONTROL:
+                before = bisect.bisect(answered, (operation.sent, -math.inf))
+                if before:
+                    since[number - self._history.first] = asked_by[before - 1]
+        return list(accumulate(since, max))
+
+    def awaits_reports(self, name: str) -> bool:
+        """Whether outcomes of a circuit were sent that were never acknowledged."""
+        return any(
+            operation.received == math.inf
+            for queue in self._queues
+            for operation in queue.operations
+            if isinstance(operation.asked, (wire.Report, wire.Batch, wire.Missed))
+            and operation.asked.name == name
+        )
+
     @property
     def count(self) -> int:
         """How many decisions there were."""
@@ -225,18 +278,25 @@ class Replay:
         kinds["(nobody told)"] = self.count - len(self._known)
         return kinds
 
-    def run(self) -> list[str]:
-        """What is wrong; empty: nothing."""
+    def run(self, *, all_ends: bool = False) -> list[str]:
+        """What is wrong; empty: nothing.
+
+        Args:
+            all_ends: Go on until all is known that the circuits may be at the end.
+        """
         first = self._history.first
         untried = [(first, self._first_place(circuits)) for circuits in self._begin]
         number, place = untried.pop()
-        tried: set[tuple[int, _Place]] = set()
+        tried: set[tuple[int, Place]] = set()
         while True:
             if number > self._history.last:
                 left = self._left(place)
                 if left is None:
-                    return []
-                self._note(number, left)
+                    self.ends.append(place)
+                    if not all_ends:
+                        return []
+                else:
+                    self._note(number, left)
                 following = []
             else:
                 following = self._follow(number, place)
@@ -244,34 +304,52 @@ class Replay:
                 following = [each for each in following if (number, each) not in tried]
                 tried.update((number, each) for each in following)
                 self._searched += len(following)
+                if self._searched > MOST_CHOICES and self.ends:
+                    return []
                 if self._searched > MOST_CHOICES:
                     raise UndecidedError(f"run {self._history.seed}: {self._mismatch[1]}")
             untried += [(number + 1, each) for each in reversed(following)]
             if not untried:
-                return [self._mismatch[1]]
+                self.complete = True
+                return [] if self.ends else [self._mismatch[1]]
             number, place = untried.pop()
 
-    def _first_place(self, circuits: Mapping[str, Circuit]) -> _Place:
+    def _first_place(self, circuits: Mapping[str, Circuit]) -> Place:
         begin = tuple(circuits.get(name) for name in self._names)
-        since = _Opened(-math.inf, -math.inf, math.inf)  # if it is open; nobody knows how long
-        return _Place(begin, (0,) * len(self._queues), (since,) * len(begin))
+        # If it is open, nobody knows how long.
+        unknown = Opened(-math.inf, -math.inf, -math.inf, math.inf, math.inf)
+        opened = tuple(self._opened.get(name, unknown) for name in self._names)
+        return Place(begin, (0,) * len(self._queues), opened)
 
     def _note(self, number: int, text: str) -> None:
         """Keep the mismatch that was furthest on: the search went there with all else right."""
         if number >= self._mismatch[0]:
             self._mismatch = (number, f"operation {number}: {text}")
 
-    def _left(self, place: _Place) -> str | None:
-        """What was answered, or acknowledged, and has no number."""
+    def _left(self, place: Place) -> str | None:
+        """What was answered, or acknowledged, and has no number; and what never came back."""
+        for circuit in place.circuits:
+            if circuit is None or self._history.cut:
+                continue
+            for one in circuit.out:
+                if one.session in self._history.killed:
+                    return f"the permit of a killed process is still out: {one}"
+                if one.deadline is not None:
+                    return f"a probe is out, and all were ended or overdue: {one}"
         for queue, done in zip(self._queues, place.done, strict=True):
             for operation in queue.operations[done:]:
                 if operation.received < math.inf:
                     return f"there is no number left for {operation}"
         return None
 
-    def _follow(self, number: int, place: _Place) -> list[_Place]:
+    def _follow(self, number: int, place: Place) -> list[Place]:
         """All that the circuits may be after one more decision."""
         known = self._known.get(number)
+        if known is not None:
+            late = self._is_late(number, place)
+            if late is not None:
+                self._note(number, late)
+                return []
         moves = self._search(number, place) if known is None else self._decide(number, place, known)
         told = [_change(event) for event in self.events.get(number, [])]
         following = []
@@ -285,15 +363,34 @@ class Replay:
             self._note(number, f"nobody can have had it, with the events {told}")
         return following
 
-    def _go(self, number: int, place: _Place, move: _Move) -> _Place:
+    def _is_late(self, number: int, place: Place) -> str | None:
+        """What a timer should have done by then: each turn begins with what is due."""
+        since = self._since[number - self._history.first] - _ROUNDING
+        for circuit, opened in zip(place.circuits, place.opened, strict=True):
+            if circuit is None:
+                continue
+            for one in circuit.probes:
+                if -math.inf < (one.deadline or 0.0) < since:
+                    return f"a probe is still out {since - (one.deadline or 0.0)} s late: {one}"
+            if circuit.state is State.OPEN and opened is not None:
+                late = since - opened.told - opened.term
+                if late > 0:
+                    return f"a circuit is still open, at least {late} s late"
+        return None
+
+    def _go(self, number: int, place: Place, move: _Move) -> Place:
         circuits, done, opened = place
         if move.circuit is not None and move.step is not None:
             circuit = move.step.circuit
             circuits = _with(circuits, move.circuit, circuit)
             for event in self.events.get(number, []):
                 if event.new is State.OPEN and event.cause != "config":
-                    asked = self._asked_by[number - self._history.first]
-                    mark = _Opened(event.at.timestamp(), asked, circuit.config.open_timeout)
+                    here = number - self._history.first
+                    asked, since, told = (
+                        each[here] for each in (self._asked_by, self._since, self._told_by)
+                    )
+                    term = circuit.config.open_timeout
+                    mark = Opened(event.at.timestamp(), asked, since, told, term)
                     opened = _with(opened, move.circuit, mark)
                     timers = (*circuit.timers, asked)  # fires later, and how much is not known
                     circuits = _with(circuits, move.circuit, circuit._replace(timers=timers))
@@ -301,11 +398,11 @@ class Replay:
             done = _with(done, move.queue, done[move.queue] + 1)
         if move.ends is not None:
             done = _with(done, move.ends, len(self._queues[move.ends].operations))
-        return _Place(circuits, done, opened)
+        return Place(circuits, done, opened)
 
     # -- a number that somebody was told -----------------------------------------------------------
 
-    def _decide(self, number: int, place: _Place, known: tuple[int, Operation]) -> Iterator[_Move]:
+    def _decide(self, number: int, place: Place, known: tuple[int, Operation]) -> Iterator[_Move]:
         queue, operation = known
         following = self._queues[queue].operations[place.done[queue] :]
         if not following or following[0] is not operation:
@@ -317,7 +414,7 @@ class Replay:
         else:
             yield move
 
-    def _apply(self, number: int, place: _Place, queue: int, operation: Operation) -> _Move | str:
+    def _apply(self, number: int, place: Place, queue: int, operation: Operation) -> _Move | str:
         """What the operation does if it has this number, or why it cannot have it."""
         asked, answer = operation.asked, operation.answer
         name = getattr(asked, "name", None)
@@ -369,7 +466,7 @@ class Replay:
         step: Step,
         answer: wire.Message,
         operation: Operation,
-        opened: _Opened | None,
+        opened: Opened | None,
     ) -> str | None:
         """Why the answer is not the model's; None: it is."""
         wrong = compare(step, answer)
@@ -377,11 +474,13 @@ class Replay:
             return wrong
         match answer:
             case wire.Granted(_, _, _, deadline):
-                return self._permit_time_is_wrong(step.circuit, deadline, operation)
+                return self._permit_time_is_wrong(number, step.circuit, deadline, operation)
             case wire.Rejected(_, _, state, retry_after, _):
-                return _retry_after_is_wrong(state, retry_after, opened)
+                return _retry_after_is_wrong(state, retry_after, opened, operation.received)
             case wire.StatsOf(_, _, stats):
-                return _retry_after_is_wrong(stats.state, stats.retry_after, opened)
+                return _retry_after_is_wrong(
+                    stats.state, stats.retry_after, opened, operation.received
+                )
             case wire.HistoryOf(_, _, changes):
                 assert isinstance(operation.asked, wire.GetHistory)
                 name = operation.asked.name
@@ -390,19 +489,25 @@ class Replay:
         return None
 
     def _permit_time_is_wrong(
-        self, circuit: Circuit, deadline: int | None, operation: Operation
+        self, number: int, circuit: Circuit, deadline: int | None, operation: Operation
     ) -> str | None:
-        """The manager's clock when it granted a probe: not after its answer was there."""
+        """The manager's clock when it granted a probe: not after its answer was there.
+
+        Nor before the turn began that granted it.
+        """
         if deadline is None:
             return None
         decided = to_seconds(deadline) - circuit.config.permit_timeout
         if decided > operation.received + _ROUNDING:
             return f"its deadline is {decided - operation.received} s too far away"
+        since = self._since[number - self._history.first]
+        if decided < since - _ROUNDING:
+            return f"its deadline is {since - decided} s too early"
         return None
 
     # -- a number that nobody was told -------------------------------------------------------------
 
-    def _search(self, number: int, place: _Place) -> Iterator[_Move]:
+    def _search(self, number: int, place: Place) -> Iterator[_Move]:
         yield from self._unanswered(number, place)
         told = self._told_by[number - self._history.first]
         for index, circuit in enumerate(place.circuits):
@@ -412,7 +517,7 @@ class Replay:
             if killed_at <= told:
                 yield from self._death(session, place)
 
-    def _unanswered(self, number: int, place: _Place) -> Iterator[_Move]:
+    def _unanswered(self, number: int, place: Place) -> Iterator[_Move]:
         """The next of each queue, if its own number is not known and it can have this one."""
         here = number - self._history.first
         for index, queue in enumerate(self._queues):
@@ -428,7 +533,7 @@ class Replay:
                     yield move
 
     def _timer(
-        self, number: int, index: int, circuit: Circuit, opened: _Opened | None, told: float
+        self, number: int, index: int, circuit: Circuit, opened: Opened | None, told: float
     ) -> Iterator[_Move]:
         """The manager's timer for a circuit has fired: with something to do, or for nothing."""
         for lost in overdue(circuit, told):
@@ -447,12 +552,16 @@ class Replay:
         if circuit.timers and min(circuit.timers) <= told + _ROUNDING:
             yield _Move(Step(_without(circuit, [min(circuit.timers)]), None), index)
 
-    def _was_open_long_enough(self, number: int, opened: _Opened | None, told: float) -> bool:
-        """Not before `open_timeout` had passed: on the manager's clock, or on everybody's.
+    def _was_open_long_enough(self, number: int, opened: Opened | None, told: float) -> bool:
+        """Not before `open_timeout` had passed: on the manager's clock, and on everybody's.
 
         Its Unix time is corrected now and then; then the other one tells.
         """
         if opened is None:
+            return False
+        if told - opened.since < opened.term - _ROUNDING:
+            waited = told - opened.since
+            self._note(number, f"it is half-open {waited} s after it opened, of {opened.term} s")
             return False
         events = self.events.get(number, [])
         if not events:
@@ -463,7 +572,7 @@ class Replay:
         self._note(number, f"it turned half-open after {passed} s instead of {opened.term} s")
         return False
 
-    def _death(self, session: int, place: _Place) -> Iterator[_Move]:
+    def _death(self, session: int, place: Place) -> Iterator[_Move]:
         """A killed process's permit comes back, the oldest first; nothing is heard of it again."""
         held = [
             (one, index)
@@ -539,7 +648,7 @@ def _state_change(event: Event) -> StateChange:
 
 
 def _retry_after_is_wrong(
-    state: State, retry_after: float | None, opened: _Opened | None
+    state: State, retry_after: float | None, opened: Opened | None, received: float
 ) -> str | None:
     if state is not State.OPEN:
         return differs("retry_after", retry_after, None)
@@ -547,4 +656,7 @@ def _retry_after_is_wrong(
         return f"retry_after is {retry_after}, and it is open"
     if retry_after > opened.term + _ROUNDING:
         return f"retry_after is {retry_after} s, of {opened.term} s"
+    left = opened.since + opened.term - received  # at least, unless nobody knows since when
+    if -math.inf < left < math.inf and retry_after < left - _ROUNDING:
+        return f"retry_after is {retry_after} s, and {left} s are left"
     return None

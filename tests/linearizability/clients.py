@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from switchgear import wire
 from switchgear.states import Outcome, State
 
-from .history import Called, History, Received
+from .history import OBSERVER, Called, History, Received
 from .operations import DATA, Operation, Operations
 
 _ROUNDING: Final = 2e-6  # seconds; an instant crosses as whole microseconds
@@ -37,9 +37,14 @@ class _News(NamedTuple):
     ends: bool  # and of this one too
 
 
+_REQUESTS: Final[dict[str, type[wire.Message]]] = {
+    **{"stats": wire.GetStats, "metrics": wire.GetMetrics},
+    **{"history": wire.GetHistory, "reset": wire.Reset},
+}
+
+
 def check_clients(history: History, operations: Operations) -> Iterator[str]:
-    """What is wrong about them; nothing: all is well."""
-    yield from _check_leases(history)
+    """What is wrong about them, but for what `check_leases` finds; nothing: all is well."""
     yield from _check_holders(history, operations)
     by_session: defaultdict[int, list[Operation]] = defaultdict(list)
     for operation in operations.all:
@@ -51,22 +56,52 @@ def check_clients(history: History, operations: Operations) -> Iterator[str]:
     for each in history.received:
         received[each.session].append(each)
     for session in history.sessions:
-        whole = session not in history.killed
+        whole = session not in history.killed and not history.cut and not history.resumed
         yield from _Session(
-            session, calls[session], by_session[session], received[session], whole
+            history, session, calls[session], by_session[session], received[session], whole
         ).check()
 
 
-def _check_leases(history: History) -> Iterator[str]:
+def check_listeners(history: History) -> Iterator[str]:
+    """Who listens is told all that the observer is, in order and once; also its callbacks are."""
+    events: dict[int, wire.Event] = {}
+    told: defaultdict[int, list[int]] = defaultdict(list)
+    for each in history.received:
+        event = each.message
+        if isinstance(event, wire.Event) and event.name in history.names:
+            told[each.session].append(event.version)
+            if each.session == OBSERVER:
+                events[event.version] = event
+    for session in history.listeners:
+        whole = session not in history.killed
+        few = len(events) if whole else len(told[session])
+        if told[session] != list(events)[:few]:
+            yield f"session {session} was told of {told[session]}, the observer of {list(events)}"
+        heard: defaultdict[str, list[list[str]]] = defaultdict(list)
+        for call in history.called:
+            if call.session == session and call.what == "heard":
+                heard[call.name].append(call.detail)
+        for name in {*heard, *history.names}:
+            changes = [
+                [str(event.old), str(event.new)]
+                for event in events.values()
+                if event.name == name and event.old is not event.new
+            ]
+            few = len(changes) if whole else len(heard[name])
+            if heard[name] != changes[:few]:
+                yield f"session {session} heard {heard[name]} of {name!r}, it was {changes}"
+
+
+def check_leases(history: History) -> Iterator[str]:
     """Leases say what the events say: the state of a generation, and until when it is open."""
     states = {(name, 1): State.CLOSED for name in history.names}
     half_open_at: dict[tuple[str, int], float] = {}  # by the generation before
-    for events in history.events().values():
-        for at, event in ((each.at, each.message) for each in events):
-            assert isinstance(event, wire.Event)
+    for each in history.received:
+        event = each.message
+        if each.session == OBSERVER and isinstance(event, wire.Event):
             states[event.name, event.generation] = event.new
             if event.cause == "timeout":
-                half_open_at[event.name, event.generation - 1] = at
+                half_open_at[event.name, event.generation - 1] = each.at
     until: dict[tuple[str, int], int | None] = {}
     for received in history.received:
         lease = received.message
@@ -122,6 +157,7 @@ class _Session:
 
     def __init__(
         self,
+        history: History,
         session: int,
         calls: list[Called],
         operations: list[Operation],
@@ -129,17 +165,22 @@ class _Session:
         whole: bool,
     ) -> None:
         self._session = session
+        self._epoch = history.epoch
         self._calls = sorted(calls, key=lambda call: call.begun)
         self._whole = whole  # it has ended all it had begun
+        self._resumed = history.resumed  # it had begun before
         self._acquires = [one for one in operations if isinstance(one.asked, wire.Acquire)]
         self._reports = [
             one for one in operations if isinstance(one.asked, (wire.Report, wire.Batch))
         ]
-        self._told = [one for one in operations if isinstance(one.answer, wire.StatsOf)]
+        kinds = tuple(_REQUESTS.values())
+        self._questions = [one for one in operations if isinstance(one.asked, kinds)]
         self._by_permit = {
             report.asked.permit: report
             for report in self._reports
-            if isinstance(report.asked, wire.Report) and report.asked.permit is not None
+            if isinstance(report.asked, wire.Report)
+            and report.asked.permit is not None
+            and report.asked.epoch == self._epoch
         }
         self._by_error = {
             report.asked.error: report
@@ -151,6 +192,7 @@ class _Session:
             self._hear(each)
         self._owed: Counter[tuple[str, str]] = Counter()  # under leases, by circuit and outcome
         self._failures: defaultdict[str, list[tuple[float, Operation]]] = defaultdict(list)
+        self._ended: defaultdict[str, list[Operation]] = defaultdict(list)  # what reports permits
 
     def _hear(self, received: Received) -> None:
         _, at, done, message, _ = received
@@ -176,8 +218,8 @@ class _Session:
                     yield from self._check_end(call)
                 case "verdict":
                     yield from self._check_verdict(call)
-                case "stats":
-                    yield from self._check_stats(call)
+                case "stats" | "metrics" | "history" | "reset":
+                    yield from self._check_question(call)
                 case "flush":
                     yield from self._check_flush(call)
             if call.result == "unavailable":
@@ -195,6 +237,8 @@ class _Session:
             if getattr(one.asked, "name", None) == call.name
             and call.begun <= one.sent <= call.ended
         ]
+        if call.ran is not None and call.result not in _OUTCOMES:
+            yield f"{call}: the function ran"
         if len(asked) > 1:
             yield f"{call} asked {len(asked)} times"
         elif asked:
@@ -237,6 +281,7 @@ class _Session:
             yield f"{call} was reported as {report.asked}"
         if report.sent < (call.ran or call.begun):
             yield f"{call} was reported before it ended: {report}"
+        self._ended[call.name].append(report)
         if outcome is Outcome.FAILURE:
             self._failures[call.name].append((call.ended, report))
 
@@ -263,13 +308,13 @@ class _Session:
             if ended <= call.begun and report.received > ran:
                 yield f"{call} ran while a failure of its process was not answered: {report}"
         if call.what == "call":
-            yield from self._owe(call, outcome)
+            yield from self._owe(call, outcome, call.detail)
 
-    def _owe(self, call: Called, outcome: Outcome) -> Iterator[str]:
+    def _owe(self, call: Called, outcome: Outcome, error: str | None) -> Iterator[str]:
         self._owed[call.name, outcome.name] += 1
         if outcome is not Outcome.FAILURE:
             return
-        report = self._by_error.get(f"ConnectionError: {call.detail}")
+        report = self._by_error.get(f"ConnectionError: {error}")
         if report is not None:
             self._failures[call.name].append((call.ended, report))
         elif self._whole:
@@ -293,10 +338,11 @@ class _Session:
 
     def _check_end(self, call: Called) -> Iterator[str]:
         outcome = _OUTCOMES[call.result]
-        if call.detail is not None:
-            yield from self._check_permit(call, call.detail, outcome)
+        permit, error = call.detail
+        if permit is not None:
+            yield from self._check_permit(call, permit, outcome)
         else:
-            self._owed[call.name, outcome.name] += 1
+            yield from self._owe(call, outcome, error)
 
     def _check_verdict(self, call: Called) -> Iterator[str]:
         report = self._by_permit.get(call.detail) if call.detail is not None else None
@@ -306,21 +352,35 @@ class _Session:
         if report.answer.verdict.name != call.result:
             yield f"{call} was answered {report.answer}"
 
-    def _check_stats(self, call: Called) -> Iterator[str]:
-        told = [
-            [
-                one.answer.stats.generation,
-                str(one.answer.stats.state),
-                one.answer.stats.total_requests,
-            ]
-            for one in self._told
-            if isinstance(one.answer, wire.StatsOf)
-            and one.answer.stats.name == call.name
+    def _check_question(self, call: Called) -> Iterator[str]:
+        """It was told what the one message says, and that was asked after its own outcomes."""
+        mine = [
+            one
+            for one in self._questions
+            if type(one.asked) is _REQUESTS[call.what]
+            and getattr(one.asked, "name", None) == call.name
             and call.begun <= one.sent
             and one.received <= call.ended
         ]
+        told = [_said(one.answer) for one in mine]
         if told != [call.detail]:
             yield f"{call} was told {told}"
+        for one in mine:
+            yield from self._check_own_outcomes(call, one)
+
+    def _check_own_outcomes(self, call: Called, asked: Operation) -> Iterator[str]:
+        """What this process had handed over before the call was taken in before it was asked."""
+        for report in (*self._reports, *self._ended[call.name]):
+            if report.sent < asked.sent < report.received:
+                yield f"{call} overtook {report}"
+            if report in self._ended[call.name] and report.sent > asked.sent:
+                yield f"{call} was asked before {report}"
+        if self._resumed:
+            return
+        taken_in = _handed_over(one for one in self._reports if one.received <= asked.sent)
+        for (name, what), count in self._owed.items():
+            if name == call.name and taken_in[name, what] < count:
+                yield f"{call}: of {count} {what} {taken_in[name, what]} were taken in"
 
     def _check_flush(self, call: Called) -> Iterator[str]:
         """What was sent before it has been taken in."""
@@ -330,15 +390,7 @@ class _Session:
 
     def _check_handed_over(self) -> Iterator[str]:
         """What came of calls under leases is in the reports, once; and nothing else is."""
-        handed_over: Counter[tuple[str, str]] = Counter()
-        for one in self._reports:
-            match one.asked:
-                case wire.Report(_, name, _, None, _, outcome, _, _):
-                    handed_over[name, outcome.name] += 1
-                case wire.Batch(_, name, _, _, successes, neutral, rejected, _):
-                    handed_over[name, "SUCCESS"] += successes
-                    handed_over[name, "NEUTRAL"] += neutral
-                    handed_over[name, "rejected"] += rejected
+        handed_over = _handed_over(self._reports)
         if +handed_over != +self._owed:
             yield (
                 f"session {self._session} has made {dict(+self._owed)} calls under leases "
@@ -349,9 +401,9 @@ class _Session:
         """Nothing is reported under a lease that had not come."""
         for one in self._reports:
             match one.asked:
-                case wire.Report(_, name, _, None, generation, _, _, _) | wire.Batch(
-                    _, name, _, generation, _, _, _, _
-                ):
+                case wire.Report(_, name, epoch, None, generation, _, _, _) | wire.Batch(
+                    _, name, epoch, generation, _, _, _, _
+                ) if epoch == self._epoch:
                     leased = [
                         news.at
                         for news in self._news[name]
@@ -359,3 +411,31 @@ class _Session:
                     ]
                     if not leased or min(leased) > one.sent:
                         yield f"session {self._session} had no lease for {one.asked}"
+
+
+def _said(answer: wire.Message | None) -> object:
+    """What its caller is to be told, as a worker notes it."""
+    match answer:
+        case wire.StatsOf(_, _, stats):
+            return [stats.generation, str(stats.state), stats.total_requests]
+        case wire.MetricsOf(_, _, metrics):
+            return metrics.requests_total
+        case wire.HistoryOf(_, _, changes):
+            return [change.version for change in changes]
+        case wire.ResetDone():
+            return None
+    return answer
+
+
+def _handed_over(reports: Iterable[Operation]) -> Counter[tuple[str, str]]:
+    """How many calls under leases they tell of, by circuit and outcome."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for one in reports:
+        match one.asked:
+            case wire.Report(_, name, _, None, _, outcome, _, _):
+                counts[name, outcome.name] += 1
+            case wire.Batch(_, name, _, _, successes, neutral, rejected, _):
+                counts[name, "SUCCESS"] += successes
+                counts[name, "NEUTRAL"] += neutral
+                counts[name, "rejected"] += rejected
+    return counts

@@ -83,6 +83,8 @@ class History:
         killed: Sessions whose process was killed, and when at the earliest.
         lost: When the manager was killed, and another one took its place, Unix time; None: never.
         cut: It was killed, and this is the part before that: not everybody was answered.
+        resumed: It is the part after that: what everybody had done before is not in it.
+        listeners: Sessions that were to be told all of it.
     """
 
     seed: int
@@ -93,6 +95,8 @@ class History:
     killed: dict[int, float] = field(default_factory=dict)
     lost: float | None = None
     cut: bool = False
+    resumed: bool = False
+    listeners: list[int] = field(default_factory=list)
     sent: list[Sent] = field(default_factory=list)
     received: list[Received] = field(default_factory=list)
     called: list[Called] = field(default_factory=list)
@@ -165,6 +169,7 @@ def build(header: dict[str, Any], records: Iterable[list[Any]]) -> History:
         header["names"],
         dict(header["killed"]),
         header["lost"],
+        listeners=header["listeners"],
     )
     history.add(records)
     return history

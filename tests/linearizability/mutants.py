@@ -17,6 +17,7 @@ from switchgear.manager import run
 from switchgear.manager.actor import Actor
 from switchgear.manager.journal import Journal
 from switchgear.manager.leases import Leases
+from switchgear.manager.sessions import Session
 from switchgear.manager.unsaved import Changes
 from switchgear.states import Outcome, State, Verdict
 
@@ -204,6 +205,84 @@ def _rejects_while_closed() -> None:
         return method(self, *args)
 
     _wrap(Circuit, "acquire", acquire)
+
+
+@_mutant
+def _tells_only_the_first_subscriber() -> None:
+    _wrap(Actor, "_publish", lambda method, self, *args: method(self, *args)[:1])
+
+
+@_mutant
+def _lets_the_permits_of_the_dead_be() -> None:
+    def died(method: Any, self: Actor, session: Session, now: float) -> Any:
+        session.granted.clear()
+        return method(self, session, now)
+
+    _wrap(Actor, "died", died)
+
+
+@_mutant
+def _halves_the_time_of_a_probe() -> None:
+    def acquire(method: Any, self: Circuit, *args: Any) -> Any:
+        config = self.config
+        self.config = replace(config, permit_timeout=config.permit_timeout / 2)
+        permit = method(self, *args)
+        self.config = config
+        return permit
+
+    _wrap(Circuit, "acquire", acquire)
+
+
+@_mutant
+def _never_looks_for_probes_that_are_overdue() -> None:
+    def tick(method: Any, self: Circuit, now: float) -> None:
+        if self.half_open_at is not None and now >= self.half_open_at:
+            self._to("timeout", now)
+
+    _wrap(Circuit, "tick", tick)
+    Circuit.next_deadline = property(lambda self: self.half_open_at)  # type: ignore[method-assign, assignment]
+
+
+@_mutant
+def _says_to_try_again_at_once() -> None:
+    def retry_after(method: Any, self: Circuit, now: float) -> Any:
+        return None if method(self, now) is None else 0.0
+
+    _wrap(Circuit, "retry_after", retry_after)
+
+
+@_mutant
+def _turns_half_open_early_and_does_not_say_so() -> None:
+    right: dict[str, float] = {}
+
+    def to(method: Any, self: Circuit, cause: str, now: float) -> None:
+        method(self, cause, right.get(self.name, now) if cause == "timeout" else now)
+        if self.half_open_at is not None:
+            right[self.name] = self.half_open_at
+            self.half_open_at = now + self.config.open_timeout / 4
+
+    _wrap(Circuit, "_to", to)
+
+
+@_loss_mutant
+def _succeeds_without_what_was_in_a_row() -> None:
+    def resume(method: Any, self: Circuit, *args: Any) -> None:
+        method(self, *args)
+        self.consecutive_failures = self.consecutive_successes = 0
+
+    _wrap(Circuit, "_resume_counts", resume)
+
+
+@_loss_mutant
+def _succeeds_with_what_is_open_half_open_at_once() -> None:
+    restore = Circuit.restore
+
+    def begin(name: str, standing: Standing, *args: Any) -> Circuit:
+        if standing.half_open_at is not None:
+            standing = standing._replace(half_open_at=standing.half_open_at - 1e6)
+        return restore(name, standing, *args)
+
+    Circuit.restore = begin  # type: ignore[method-assign, assignment]
 
 
 @_loss_mutant

@@ -137,6 +137,11 @@ class Notebook:
             Called(session, at, at + 0.05 if ran else None, at + 0.1, "call", NAME, result, detail)
         )
 
+    def asked(self, session: int, what: str, result: str, detail: Any) -> None:
+        """A worker's caller has asked for what the last second was about."""
+        called = Called(session, self.now - 0.1, None, self.now + 0.6, what, NAME, result, detail)
+        self.history.called.append(called)
+
     def close(self) -> History:
         """The run, to its end."""
         self.ping()

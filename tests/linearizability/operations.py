@@ -109,6 +109,8 @@ def _answer(
 ) -> None:
     message = received.message
     if isinstance(message, wire.Error):
+        if (message.kind, message.code) == (0, wire.ErrorCode.NO_SESSION):
+            return  # each connection begins with an empty frame, and that is its answer
         found.wrong.append(f"session {received.session} was refused: {message}")
         return
     if isinstance(message, _ANSWERS):

@@ -10,8 +10,9 @@ end every call that anybody made must be in the totals, once.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
@@ -20,7 +21,8 @@ from switchgear.config import CircuitConfig
 from switchgear.states import State
 
 from . import checker
-from .checker import Replay, Result
+from .checker import Opened, Replay, Result
+from .clients import check_clients, check_leases, check_listeners
 from .history import OBSERVER, History, Received
 from .model import Circuit, Totals
 from .operations import match
@@ -65,7 +67,9 @@ def check(history: History, unix: float) -> Result:
         unix: When the manager was killed, Unix time.
     """
     before, after = split(history, unix)
-    result = Result([*checker.check_versions(history)])
+    result = Result([*checker.check_versions(history), *check_listeners(history)])
+    result.wrong += check_leases(history)
+    first: Replay | None = None
     for part in (before, after):
         operations = match(part)
         result.wrong += operations.wrong
@@ -73,15 +77,20 @@ def check(history: History, unix: float) -> Result:
         result.wrong += checker.check_real_time(operations)
         if result.wrong:
             return result
-        begin = [{}] if part is before else list(_standing(history, before))
-        replay = Replay(part, operations, begin)
-        result.wrong += replay.run()
+        if first is None:
+            replay = first = Replay(part, operations)
+            result.wrong += replay.run(all_ends=True)
+        else:
+            begin = list(_standing(history, before, first))
+            replay = Replay(part, operations, begin, _opened(history, first))
+            result.wrong += replay.run()
+        result.wrong += check_clients(part, operations)
         result.operations += replay.count
+        result.calls += checker.count_calls(part)
         result.kinds.update(replay.kinds())
         for events in replay.events.values():
             result.changes.update(f"{event.cause} -> {event.new}" for event in events)
     result.wrong += _check_totals(history)
-    result.calls = len(history.called)
     return result
 
 
@@ -89,27 +98,30 @@ def split(history: History, unix: float) -> tuple[History, History]:
     """What belongs to the first manager, and what to the second.
 
     Each connection is the second's from its Welcome on. What happened before, and was not told by
-    the first, the second tells.
+    the first, the second tells. Calls that were under way when either Welcome came are nobody's.
     """
     before = replace(history, sent=[], received=[], called=[], cut=True)
-    after = replace(history, sent=[], received=[], called=[], first=1)
+    after = replace(history, sent=[], received=[], called=[], first=1, resumed=True)
     turns: dict[tuple[int, int], float] = {}
+    settled: dict[int, float] = {}  # by session: when it had acted on what was said last
     for each in history.received:
         message = each.message
         if isinstance(message, wire.Welcome) and message.epoch != history.epoch:
             turns.setdefault((each.session, each.connection), each.at)
+            settled[each.session] = each.done
             after.epoch = message.epoch
     for sent in history.sent:
         connection = int(type(sent.message) in wire.TO_CONTROL)
-        turn = turns.get((sent.session, connection), float("inf"))
+        turn = turns.get((sent.session, connection), math.inf)
         (before if sent.at < turn else after).sent.append(sent)
     for each in history.received:
-        turn = turns.get((each.session, each.connection), float("inf"))
+        turn = turns.get((each.session, each.connection), math.inf)
         first = each.at < turn
         if isinstance(each.message, wire.Event):
             first = first or each.message.at.timestamp() < unix + _RESTART
         (before if first else after).received.append(each)
     before.last = max(map(_operation, before.received))
+    _split_calls(history, turns, settled, before, after)
     return before, after
 
 
@@ -118,10 +130,38 @@ def _operation(received: Received) -> int:
     return operation if isinstance(operation, int) else 0
 
 
-def _standing(history: History, before: History) -> Iterator[dict[str, Circuit]]:
+def _split_calls(
+    history: History,
+    turns: dict[tuple[int, int], float],
+    settled: dict[int, float],
+    before: History,
+    after: History,
+) -> None:
+    granted: dict[tuple[int, int], int] = Counter()
+    of_second = set()
+    for call in sorted(history.called, key=lambda call: call.begun):
+        at = [at for (session, _), at in turns.items() if session == call.session]
+        turn, begins = min(at, default=math.inf), settled.get(call.session, math.inf)
+        if call.what == "acquire" and isinstance(call.detail, int):
+            granted[call.session, call.detail] += 1
+            if call.begun > begins:
+                of_second.add((call.session, call.detail))
+        if call.ended < turn:
+            before.called.append(call)
+        elif call.begun > begins:
+            if call.what in ("end", "verdict"):
+                number = call.detail[0] if call.what == "end" else call.detail
+                of = call.session, number
+                # Of the first manager's, whose number the second may have given once more?
+                if number is not None and (of not in of_second or granted[of] > 1):
+                    continue
+            after.called.append(call)
+
+
+def _standing(history: History, before: History, first: Replay) -> Iterator[dict[str, Circuit]]:
     """All that the circuits may be when the second manager begins."""
     choices = []
-    for name in history.names:
+    for place, name in enumerate(history.names):
         configs = [
             sent.message.config
             for sent in before.sent
@@ -146,9 +186,27 @@ def _standing(history: History, before: History) -> Iterator[dict[str, Circuit]]
             entries=(entries[State.CLOSED], entries[State.OPEN], entries[State.HALF_OPEN]),
             last_error=ANY_TEXT,
         )
-        choices.append(list(_counts(circuit, config)))
+        ends = {end.circuits[place] for end in first.ends}
+        if first.complete and not first.awaits_reports(name):
+            # All that was counted was acknowledged, and so the second manager knows of it.
+            choices.append(list(_known_counts(circuit, ends)))
+        else:
+            choices.append(list(_counts(circuit, config)))
     for circuits in itertools.product(*choices):
         yield dict(zip(history.names, circuits, strict=True))
+
+
+def _known_counts(circuit: Circuit, ends: Iterable[Circuit | None]) -> Iterator[Circuit]:
+    """What was counted in a row when the first manager was killed."""
+    for successes, failures in {(end.successes, end.failures) for end in ends if end is not None}:
+        yield circuit._replace(successes=successes, failures=failures)
+
+
+def _opened(history: History, first: Replay) -> dict[str, Opened]:
+    """When each circuit last opened; every end has it of the same event."""
+    opened = first.ends[0].opened if first.ends else ()
+    named = zip(history.names, opened, strict=False)
+    return {name: one for name, one in named if one is not None}
 
 
 def _counts(circuit: Circuit, config: CircuitConfig) -> Iterator[Circuit]:

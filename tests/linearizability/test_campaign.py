@@ -14,6 +14,7 @@ import pytest
 
 from . import campaign
 from .campaign import Tally
+from .client_mutants import CLIENT_MUTANTS
 from .mutants import LOSS_MUTANTS, MUTANTS
 
 pytestmark = pytest.mark.process
@@ -71,6 +72,12 @@ def test_a_manager_with_a_defect_is_found(mutant: str) -> None:
         program=("-m", "linearizability.mutants", mutant),
         enough=lambda tally: bool(tally.wrong),
     )
+    assert tally.wrong
+
+
+@pytest.mark.parametrize("mutant", CLIENT_MUTANTS)
+def test_clients_with_a_defect_are_found(mutant: str) -> None:
+    tally = campaign.run(range(ENOUGH), defect=mutant, enough=lambda tally: bool(tally.wrong))
     assert tally.wrong
 
 

@@ -12,12 +12,13 @@ import pytest
 from switchgear import wire
 from switchgear.config import CircuitConfig
 from switchgear.states import Outcome, State, Verdict
+from switchgear.stats import StateChange
 
 from . import history as files
 from .checker import check, overdue
-from .history import CALLED, RECEIVED, SENT, History
+from .history import CALLED, RECEIVED, SENT, Called, History
 from .model import Circuit, Out
-from .notebook import Notebook, answered, configured, instant, replaced, retold
+from .notebook import NAME, Notebook, answered, configured, instant, replaced, retold
 
 CLOSED, OPEN, HALF_OPEN = State.CLOSED, State.OPEN, State.HALF_OPEN
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
@@ -154,7 +155,7 @@ def test_a_kept_run_is_the_same_again(tmp_path: object) -> None:
     run = strict_run()
     header = {
         **{"seed": 0, "epoch": run.epoch, "first": run.first, "last": run.last},
-        **{"names": run.names, "killed": [], "lost": None},
+        **{"names": run.names, "killed": [], "lost": None, "listeners": []},
     }
     records = [
         *([SENT, s.session, s.at, wire.encode(s.message)] for s in run.sent),
@@ -298,3 +299,193 @@ def test_leased_calls_are_right() -> None:
 )
 def test_a_wrong_use_of_a_lease_is_found(run: History, said: str) -> None:
     assert any(said in wrong for wrong in check(run).wrong)
+
+
+def test_a_function_that_ran_although_it_was_rejected_is_found() -> None:
+    run = leased_run(late_call="open")
+    place = next(n for n, call in enumerate(run.called) if call.result == "open")
+    run.called[place] = run.called[place]._replace(ran=run.called[place].begun)
+    assert any("the function ran" in wrong for wrong in check(run).wrong)
+
+
+# -- time ------------------------------------------------------------------------------------------
+
+
+def timed_run(
+    *, left: float = 58.0, waits: float = 60.0, time: float = 20.0, held: float = 5.0
+) -> History:
+    """A circuit opens for a minute, and then admits a probe, which fails.
+
+    Args:
+        left: What a rejection says two seconds after it opened.
+        waits: Seconds until it is half-open.
+        time: Seconds that the probe has.
+        held: Seconds that it is held.
+    """
+    book = Notebook(replace(STRICT, failure_threshold=1, open_timeout=60.0))
+    book.ping()  # 1
+    book.declare()  # 2
+    book.acquire(1, 1, None)  # 3
+    book.acquire(2, 1, None)  # 4
+    book.ping()  # 5: its turn began after 4 was asked
+    book.report(1, 3, 1, FAILURE, COUNTED)  # 6
+    book.event(CLOSED, OPEN, "failures", 2)
+    opened = book.now
+    book.report(2, 4, 1, SUCCESS, STALE)  # 7
+    book.acquire(1, OPEN, left, ERROR)  # 8
+    book.now = opened + waits - 1.0
+    if waits > 60.0:  # with decisions in between, in turns that the timer should have begun
+        book.report(2, None, 1, SUCCESS, STALE)
+        book.ping()
+        book.ping()
+    book.timer(OPEN, HALF_OPEN, "timeout", 3)
+    book.history.received[-1] = book.history.received[-1]._replace(
+        message=book.history.received[-1].message._replace(at=instant(opened + 60.1))
+    )
+    book.report(2, None, 1, SUCCESS, STALE)
+    book.ping()  # its turn began after that was asked
+    granted_at = book.now + 1.0
+    permit = book.acquire(1, 3, round((granted_at + 0.1 + time) * 1e6))
+    book.now += held
+    book.report(2, None, 1, SUCCESS, STALE)
+    book.ping()
+    book.report(1, permit, 3, FAILURE, COUNTED)
+    book.event(HALF_OPEN, OPEN, "failures", 4)
+    return book.close()
+
+
+def in_time(run: History) -> list[str]:
+    """What is wrong, but for leases: what it reports under them nobody had."""
+    return [wrong for wrong in check(run).wrong if "lease" not in wrong]
+
+
+def test_what_happens_in_time_is_right() -> None:
+    assert in_time(timed_run()) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "said"),
+    [
+        (timed_run(left=1.0), "s are left"),
+        (timed_run(waits=15.0), "operation 9: nobody can have had it"),
+        (timed_run(time=10.0), "s too early"),
+        (timed_run(held=25.0), "a probe is still out"),
+        (timed_run(waits=90.0), "still open"),
+    ],
+)
+def test_what_comes_too_early_or_too_late_is_found(run: History, said: str) -> None:
+    assert any(said in wrong for wrong in in_time(run))
+
+
+def test_a_permit_that_never_comes_back_from_the_dead_is_found() -> None:
+    book = Notebook(STRICT)
+    book.ping()
+    book.declare()
+    book.acquire(2, 1, None)
+    book.history.killed[2] = book.now + 0.6
+    assert any("of a killed process is still out" in wrong for wrong in check(book.close()).wrong)
+
+
+# -- questions, and who listens --------------------------------------------------------------------
+
+
+def question_run(what: str, *, late: bool) -> History:
+    """Worker 1 ends a permit, and asks for the stats or resets; `late`: its outcome comes after."""
+    book = Notebook(replace(STRICT, failure_threshold=1))
+    book.ping()  # 1
+    book.declare()  # 2
+    book.acquire(1, 1, None)  # 3
+    book.asked(1, "acquire", "granted", 3)
+    begun = book.now + 0.7
+    book.history.called.append(Called(1, begun, None, begun, "end", NAME, "failure", [3, "down"]))
+
+    def report() -> None:
+        # What comes after the reset is of an earlier generation.
+        stale = late and what == "reset"
+        book.report(1, 3, 1, FAILURE, STALE if stale else COUNTED)
+        if not stale:
+            book.event(CLOSED, OPEN, "failures", 2)
+
+    if not late:
+        report()
+    if what == "reset":
+        book.ask(
+            1,
+            lambda n: wire.Reset(n, NAME),
+            lambda n, op: wire.ResetDone(n, op, NAME, 2 + (not late)),
+        )
+        book.event(CLOSED if late else OPEN, CLOSED, "reset", 2 + (not late))
+        book.asked(1, "reset", "told", None)
+    else:
+        book.ask(
+            1, lambda n: wire.GetHistory(n, NAME), lambda n, op: wire.HistoryOf(n, op, told(book))
+        )
+        book.asked(1, "history", "told", [change.version for change in told(book)])
+    if late:
+        report()
+    return book.close()
+
+
+def told(book: Notebook) -> tuple[StateChange, ...]:
+    events = [
+        each.message for each in book.history.received if isinstance(each.message, wire.Event)
+    ]
+    return tuple(
+        StateChange(
+            version=event.version,
+            old=event.old,
+            new=event.new,
+            cause=event.cause,
+            generation=event.generation,
+            at=event.at,
+        )
+        for event in events
+    )
+
+
+@pytest.mark.parametrize("what", ["history", "reset"])
+def test_a_question_that_overtakes_an_own_outcome_is_found(what: str) -> None:
+    assert check(question_run(what, late=False)).wrong == []
+    assert any("was asked before" in wrong for wrong in check(question_run(what, late=True)).wrong)
+
+
+def test_an_answer_that_its_caller_was_not_told_is_found() -> None:
+    run = question_run("history", late=False)
+    run.called[-1] = run.called[-1]._replace(detail=[7])
+    assert any("was told [[1]]" in wrong for wrong in check(run).wrong)
+
+
+def listened_run() -> History:
+    """As `strict_run`, and worker 1 is told all that the observer is."""
+    run = strict_run()
+    run.listeners = [1]
+    for each in list(run.received):
+        event = each.message
+        if isinstance(event, wire.Event):
+            run.received.append(each._replace(session=1))
+            detail = [str(event.old), str(event.new)]
+            run.called.append(Called(1, each.at, None, each.at, "heard", NAME, "", detail))
+    return run
+
+
+LISTENS_WRONG: Final[dict[str, Callable[[History], object]]] = {
+    "an event did not come": lambda h: h.received.pop(),
+    "no event came": lambda h: h.received.__delitem__(slice(-3, None)),
+    "a callback was not called": lambda h: h.called.pop(),
+    "a callback was called twice": lambda h: h.called.append(h.called[-1]),
+    "two callbacks were swapped": lambda h: h.called.reverse(),
+    "a callback was told of another circuit": lambda h: h.called.append(
+        h.called[-1]._replace(name="other")
+    ),
+}
+
+
+def test_who_listens_is_told_all() -> None:
+    assert check(listened_run()).wrong == []
+
+
+@pytest.mark.parametrize("what", LISTENS_WRONG)
+def test_who_listens_and_is_told_something_else_is_found(what: str) -> None:
+    run = listened_run()
+    LISTENS_WRONG[what](run)
+    assert check(run).wrong

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Final, NamedTuple
@@ -15,6 +16,7 @@ from switchgear.client.permit import Permit
 from .recorder import Recorder
 
 PATIENCE: Final = 20.0  # seconds that a call may wait for the manager: machines are loaded
+HEARD_WITHIN: Final = 5.0  # seconds after which a change that nobody was told of is missing
 
 _idle: Final = threading.Event()
 
@@ -41,6 +43,8 @@ class Player:
         self._permits: list[Permit] = []
         self._ended: list[Permit] = []
         self._errors = 0
+        self._heard: Counter[str] = Counter()  # changes, by circuit
+        self._hearing = threading.Condition()
 
     def play(self, steps: list[Step]) -> None:
         """Do all of it, give back what is left, and wait until the manager knows."""
@@ -79,6 +83,8 @@ class Player:
 
         begun = time.monotonic()
         result, detail = _result_of(call)
+        if len(ran) > 1:
+            result = f"ran {len(ran)} times"
         self._recorder.called(begun, ran[0] if ran else None, "call", step.name, result, detail)
 
     def _error(self, outcome: str) -> BaseException | None:
@@ -107,7 +113,8 @@ class Player:
         error = self._error(outcome)
         permit.end(error)
         self._ended.append(permit)
-        self._recorder.called(begun, None, "end", permit.name, outcome, permit.operation)
+        detail = [permit.operation, None if error is None else str(error)]
+        self._recorder.called(begun, None, "end", permit.name, outcome, detail)
 
     def _stats(self, step: Step) -> None:
         def stats() -> tuple[str, object]:
@@ -142,6 +149,23 @@ class Player:
 
         self._note(Step("flush", ""), flush)
 
+    def _listen(self, step: Step) -> None:
+        """Have the changes of a circuit noted, from now on."""
+
+        def hear(name: str, old: sg.State, new: sg.State) -> None:
+            now = time.monotonic()
+            self._recorder.called(now, None, "heard", name, str(new), [str(old), str(new)])
+            with self._hearing:
+                self._heard[name] += 1
+                self._hearing.notify()
+
+        self._client.on_state_change(step.name, hear)
+
+    def _hear(self, step: Step) -> None:
+        """Wait until so many changes were noted; the checker finds it if they were not."""
+        with self._hearing:
+            self._hearing.wait_for(lambda: self._heard[step.name] >= step.argument, HEARD_WITHIN)
+
     def _pause(self, step: Step) -> None:
         """What an application does between two calls: something else."""
         _idle.wait(step.argument)
@@ -163,8 +187,22 @@ def _result_of(do: Callable[[], tuple[str, object]]) -> tuple[str, object]:
         return "left", None
 
 
-def work(orders: Connection, number: int, address: str, path: str) -> None:
-    """The life of a worker: play the scripts that come, and say when each is done."""
+def work(
+    orders: Connection, number: int, address: str, path: str, defect: str | None = None
+) -> None:
+    """The life of a worker: play the scripts that come, and say when each is done.
+
+    Args:
+        orders: Where they come from.
+        number: Of its session.
+        address: The manager's.
+        path: The file that its records go to.
+        defect: One of `client_mutants`, which it is to have; None: none.
+    """
+    if defect is not None:
+        from .client_mutants import CLIENT_MUTANTS
+
+        CLIENT_MUTANTS[defect]()
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     recorder = Recorder(number, lambda record: os.write(fd, record))
     client = sg.connect(address, manager_loss="reject", acquire_timeout=PATIENCE)
