@@ -159,7 +159,7 @@ class Station:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_no_frame_beside_a_message_harms_a_client_of_the_manager(
+def test_g12_no_frame_beside_a_message_harms_a_client_of_the_manager(
     state: str, tmp_path: Path
 ) -> None:
     station = Station(state, tmp_path / "journal")

@@ -165,7 +165,7 @@ class Peer:
 # -- one manager an address ------------------------------------------------------------------------
 
 
-def test_a_second_manager_is_refused_and_the_first_is_undisturbed(address: str) -> None:
+def test_g13_a_second_manager_is_refused_and_the_first_is_undisturbed(address: str) -> None:
     with sg.Manager(address, acquire_timeout=ACQUIRE_TIMEOUT) as manager:
         breaker = manager.breaker("service")
         breaker.execute(int)

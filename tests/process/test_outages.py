@@ -48,7 +48,7 @@ def answers(breaker: sg.Breaker) -> bool:
 
 
 @pytest.mark.parametrize("consistency", ["leased", "strict"])
-def test_calls_go_on_when_the_manager_is_killed_and_only_the_first_one_waits(
+def test_g9_calls_go_on_when_the_manager_is_killed_and_only_the_first_one_waits(
     address: str, client: sg.Client, consistency: str
 ) -> None:
     breaker = client.breaker("service", consistency=consistency)
