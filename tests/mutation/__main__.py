@@ -1,7 +1,8 @@
 """The mutation score of the pure core and the wire: `python tests/mutation [module ...]`.
 
-Prints how many mutants of each module the unit tests kill, and fails when one lives that
-survivors.toml does not list with a reason, or when one is listed there that does not live.
+Prints how many mutants the unit tests kill, by module and by what was changed, and fails when one
+lives that survivors.toml does not list with a reason, or when one is listed there that does not
+live.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from campaign import Campaign, Fate
-from mutants import Key, Module
+from mutants import KINDS, Key, Module, kind_of
 from survivors import ROOT, as_toml, modules, read
 
 CACHE: Final = ROOT / ".mutants"
@@ -89,12 +90,19 @@ def progress(campaign: Campaign, mutants: Mapping[Key, object], began: float) ->
 
 def report(modules: Sequence[Module], fates: Sequence[Fate]) -> None:
     print(f"{'module':24} {'killed':>7} {'mutants':>8} {'score':>8}")
-    for module in [*modules, None]:
-        of = [fate for fate in fates if module is None or fate.key.module == module.name]
-        if of:
-            dead = sum(fate.dead for fate in of)
-            name = "all" if module is None else module.name
-            print(f"{name:24} {dead:7} {len(of):8} {100 * dead / len(of):7.1f}%")
+    for module in modules:
+        row(module.name, [fate for fate in fates if fate.key.module == module.name])
+    row("all", fates)
+    print(f"\n{'what was changed':24} {'killed':>7} {'mutants':>8} {'score':>8}")
+    for kind in KINDS:
+        row(kind, [fate for fate in fates if kind_of(fate.key.mutation) == kind])
+
+
+def row(name: str, fates: Sequence[Fate]) -> None:
+    """One line of a table; none for what there was none of."""
+    if fates:
+        dead = sum(fate.dead for fate in fates)
+        print(f"{name:24} {dead:7} {len(fates):8} {100 * dead / len(fates):7.1f}%")
 
 
 def judge(fates: Sequence[Fate], listed: Mapping[Key, str]) -> int:

@@ -52,7 +52,7 @@ MEMORY: Final = 2 * 2**30  # bytes
 
 LIKELY: Final = 20  # tests that are tried before all others where these must be collected first
 
-ALIVE, DEAD, BROKEN = 0, 1, 2  # how a child ends
+ALIVE, DEAD, BROKEN = 0, 1, 2  # how a child ends; the last: without having tried
 
 
 class Reach(NamedTuple):
@@ -312,6 +312,10 @@ class Chosen:
             chosen += [item for item in items if item.nodeid not in self._but]
         items[:] = chosen
 
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.failed = self.failed or "it cannot be imported"
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             self.failed = self.failed or report.nodeid
@@ -366,10 +370,12 @@ def run_cold(
 
 
 def _verdict(arguments: Sequence[str], chosen: Chosen) -> tuple[int, str]:
-    failed = pytest_main(arguments, chosen)
-    if failed in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+    code = pytest_main(arguments, chosen)
+    if code in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
         return ALIVE, ""
-    return DEAD, chosen.failed or "it cannot be imported"
+    if chosen.failed:
+        return DEAD, chosen.failed
+    return BROKEN, f"pytest ended with {code}"  # and no test has looked at the mutant
 
 
 class Warm:
@@ -599,8 +605,11 @@ class Campaign:
         names = chooser.names(tests)
 
         def done(code: int, by: str) -> None:
-            chooser.killed(module, mutant, by)
-            self._add(Fate(mutant.key, code != ALIVE, by, len(tests)))
+            if (
+                code != BROKEN
+            ):  # else it was not tried: it counts as alive until somebody has looked
+                chooser.killed(module, mutant, by)
+            self._add(Fate(mutant.key, code == DEAD, by, len(tests)))
 
         patience = chooser.patience(tests) + PATIENCE
         but = self._known if self._again else None

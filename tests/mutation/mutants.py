@@ -13,6 +13,7 @@ save memory; type variables and aliases; and the wording of errors.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType
@@ -66,7 +67,34 @@ SWAPS: Final[dict[type[ast.AST], type[ast.AST]]] = {
     ast.BitOr: ast.BitAnd,
 }
 NAMES: Final = {"min": "max", "max": "min", "any": "all", "all": "any"}
+# What is wrong, in a few words, by what a mutation says; the first that fits.
+KINDS: Final = {
+    kind: re.compile(pattern)
+    for kind, pattern in {
+        "argument -> None": r"argument .* -> None in ",
+        "keyword -> left out": r"argument .* -> left out in ",
+        "comparison": r"(Lt|LtE|Gt|GtE|Eq|NotEq|Is|IsNot|In|NotIn) -> \w+( #\d+)? in ",
+        "and, or": r"(And|Or) -> (And|Or)( #\d+)? in ",
+        "arithmetic": r"(Add|Sub|Mult|Div|FloorDiv|Mod|Pow|BitAnd|BitOr) -> \w+( #\d+)? in ",
+        "statement -> pass": r".* -> pass$",
+        "value -> None": r".* -> = None$",
+        "+= -> =": r".* -> =$",
+        "return -> None": r"return .* -> return None$",
+        "break, continue": r"(break|continue) -> ",
+        "case -> never": r"case .* -> no$",
+        "lambda -> None": r"lambda.* -> (None|0)$",
+        "constant": r"-?[\d.e+]+ -> -?[\d.e+]+$|(True|False) -> |.* -> 'XX\.\.\.XX'$",
+        "min, max, any, all": r"(min|max|any|all) -> (min|max|any|all)$",
+        "condition -> not": r".* -> not$",
+        "not, - -> left out": r"(not |-|~).* -> ",
+    }.items()
+}
 NAMES_ONLY: Final = {"TypeVar", "NewType"}  # calls whose result only annotations use
+
+
+def kind_of(mutation: str) -> str:
+    """What kind of mistake it is: one of KINDS."""
+    return next(kind for kind, pattern in KINDS.items() if pattern.match(mutation))
 
 
 class Module:

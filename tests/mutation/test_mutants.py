@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
-from mutants import Module
+from mutants import KINDS, Module, kind_of
 from survivors import modules, read
 
 SOURCE = '''
@@ -92,3 +93,36 @@ def test_every_survivor_that_is_listed_is_a_mutant_and_has_a_reason() -> None:
     listed = read()
     assert [key for key in listed if key not in every] == []
     assert all(reason.strip() for reason in listed.values())
+
+
+def test_every_mutant_is_of_one_kind_and_of_every_kind_there_are_some() -> None:
+    kinds = {kind_of(mutant.key.mutation) for module in modules() for mutant in module.mutants}
+    assert kinds == set(KINDS)
+
+
+EXAMPLES: Final = {
+    "argument now -> None in f(now)": "argument -> None",
+    "argument a=1 -> left out in f(a=1)": "keyword -> left out",
+    "Lt -> LtE in a < b": "comparison",
+    "And -> Or in a and b": "and, or",
+    "Add -> Sub #1 in a + b": "arithmetic",
+    "f() -> pass": "statement -> pass",
+    "return -> pass": "statement -> pass",
+    "x = f() -> = None": "value -> None",
+    "x += 1 -> =": "+= -> =",
+    "return x -> return None": "return -> None",
+    "break -> continue": "break, continue",
+    "case A() -> no": "case -> never",
+    "lambda: x -> None": "lambda -> None",
+    "1 -> -1": "constant",
+    "0.5 -> 1.5": "constant",
+    "True -> False": "constant",
+    "'a' -> 'XX...XX'": "constant",
+    "min -> max": "min, max, any, all",
+    "a < b -> not": "condition -> not",
+    "not a -> a": "not, - -> left out",
+}
+
+
+def test_the_kinds_are_what_they_are_called() -> None:
+    assert [kind_of(mutation) for mutation in EXAMPLES] == list(EXAMPLES.values())

@@ -12,7 +12,7 @@ import pytest
 from switchgear.config import CircuitConfig
 from switchgear.manager.acks import ACK_DELAY, ACKS_TOGETHER
 from switchgear.manager.actor import ABSENCE, EVENTS_KEPT, SPARED, TELL_AGAIN, Actor, Send
-from switchgear.manager.sessions import CONTROL, DATA, Peer, Session
+from switchgear.manager.sessions import CONTROL, DATA, Peer, SavedSession, Session
 from switchgear.manager.unsaved import SAVE_INTERVAL, Saved
 from switchgear.states import Outcome, State, Verdict
 from switchgear.stats import CircuitStats, StateChange
@@ -1905,3 +1905,21 @@ def test_an_obsolete_timer_holds_up_no_other_of_that_moment(desk: Desk, peer: Pe
 def test_an_actor_that_is_told_nothing_else_has_no_process_and_the_clock_of_the_day() -> None:
     actor = Actor(EPOCH)
     assert (actor.epoch, actor.origin, actor.pid, actor.utc_offset) == (EPOCH, EPOCH, 0, 0.0)
+
+
+def test_a_page_after_the_last_name_is_empty_and_the_last(desk: Desk, peer: Peer) -> None:
+    desk.tell(peer, Declare(2, "a", None))
+    for after in ("a", "z"):
+        page = desk.ask(OPERATOR, GetList(1, after), ListOf)
+        assert (page.circuits, page.more) == ((), False)
+
+
+def test_request_number_0_is_never_new(desk: Desk, peer: Peer) -> None:
+    desk.tell(peer, Declare(2, "a", None))
+    assert code_of(desk.tell(peer, Acquire(0, "a", LATER))) is ErrorCode.DUPLICATE_REQUEST
+
+
+def test_it_is_idle_as_long_as_no_client_of_its_predecessor_has_come_back() -> None:
+    actor = Actor(2)
+    actor.restore(Saved(1, 1, {}, [SavedSession(b"x" * 16, 1, 0, 3)], []), 50.0)
+    assert actor.idle_since is not None

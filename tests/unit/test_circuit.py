@@ -1440,3 +1440,19 @@ def test_what_is_left_unsaid_of_an_outcome_is_that_it_took_no_time_and_had_no_le
 
 def test_what_can_change_a_circuit_has_six_names() -> None:
     assert {"failures", "timeout", "successes", "lost_permit", "reset", "config"} == CAUSES
+
+
+def test_the_last_failure_is_the_last_though_it_said_nothing() -> None:
+    circuit = Circuit("a", CircuitConfig(), 0.0)
+    circuit.report_leased(1, Outcome.FAILURE, 0.0, 0.1, "old")
+    circuit.report_totals(Totals(0, 1, 0, 0, (), None), 1.0)
+    assert circuit.last_error is None
+
+
+def test_rejections_still_name_the_failure_when_all_that_was_counted_is_handed_over() -> None:
+    circuit = Circuit("a", CircuitConfig(failure_threshold=1), 0.0)
+    circuit.report_leased(1, Outcome.FAILURE, 0.0, 0.1, "down")
+    circuit.take_totals()
+    rejection = circuit.acquire(1, 1.0)
+    assert isinstance(rejection, Rejection)
+    assert rejection.last_error == "down"

@@ -45,6 +45,7 @@ from switchgear.wire import (
     Leased,
     Malformed,
     Message,
+    Missed,
     Ping,
     Pong,
     Rejected,
@@ -1937,3 +1938,19 @@ def test_what_a_process_does_not_say_of_itself_and_its_calls_is_nothing() -> Non
     assert isinstance(told, Report)
     assert told.duration == 0
     assert Grant(1, 2) == (1, 2, 0, False)
+
+
+def test_what_was_counted_meanwhile_and_is_refused_is_not_said_again(pair: Pair) -> None:
+    pair.session.report_totals(Whole("a", Totals(1, 0, 0, 0, (0.1,), None)), now=pair.now)
+    number = pair.session._reports.sent
+    refusal = Error(KINDS[Missed], number, ErrorCode.UNKNOWN_CIRCUIT, "no such circuit")
+    pair.session.received(DATA, refusal, pair.now)
+    assert len(pair.session._reports) == 0
+
+
+def test_a_report_that_is_refused_for_something_else_speaks_for_none_before_it(pair: Pair) -> None:
+    for grant in (granted(pair), granted(pair)):
+        pair.session.report("a", grant, Outcome.SUCCESS, now=pair.now)
+    refusal = Error(KINDS[Report], 2, ErrorCode.BAD_CONFIG, "no")
+    pair.session.received(DATA, refusal, pair.now)
+    assert len(pair.session._reports) >= 1

@@ -233,3 +233,13 @@ def test_a_probe_that_is_held_too_long_is_lost_here_too_and_its_outcome_expired(
     probes[1].report(Outcome.SUCCESS, 0.5, settled=verdicts.append)
     assert verdicts == [Verdict.COUNTED, Verdict.EXPIRED]
     assert outage.standby._circuits["a"].take_transitions() == []  # nobody is to be told of them
+
+
+def test_what_changed_is_not_kept_for_nobody(outage: Outage) -> None:
+    outage.call(Outcome.FAILURE)
+    outage.call(Outcome.FAILURE)
+    (circuit,) = outage.standby._circuits.values()
+    for _ in range(3):  # a probe that is lost opens it again, without any report
+        outage.now += 1_000.0
+        outage.acquire()
+        assert circuit.take_transitions() == []
