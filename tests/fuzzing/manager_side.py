@@ -410,6 +410,7 @@ class ManagerSide:
 
     def check_file(self, path: Path) -> None:
         """The same of a file: it is written and read again."""
+        self.book.write(self.actor.save())  # what is handed over now is not once more
         everything = self.actor.everything()
         journal = Journal(str(path))
         journal.open(0.0)

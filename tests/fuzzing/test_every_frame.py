@@ -7,14 +7,14 @@ said before, so they are fed once on each socket; those that are messages after 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from typing import Final
 
 import pytest
 from client_side import ClientSide
 from frames import FRAMES, changes_at, truncations
-from manager_side import EPOCH, LEASED, PROBED, STRICT, ManagerSide
+from manager_side import CLIENTS, EPOCH, LEASED, LONG, PROBED, STRICT, ManagerSide
 from scripts import client_seeds, feed_client, parse
 
 from switchgear.config import CircuitConfig
@@ -41,7 +41,7 @@ from switchgear.wire import (
     encode,
 )
 
-pytestmark = pytest.mark.timeout(600)  # seconds; ten at most on a machine that does nothing else
+pytestmark = pytest.mark.timeout(600)  # seconds; fifteen at most on an idle machine
 
 TOKEN: Final = b"a bad peer's own"
 HELLO: Final = encode(Hello(1, 1, 1, TOKEN, 1, 0))
@@ -55,13 +55,65 @@ NOSY: Final = (
     encode(Declare(9, STRICT, CircuitConfig())),
     encode(Reset(9, PROBED)),
 )
-STATES: Final[dict[str, tuple[int, list[bytes]]]] = {
-    "before its Hello": (DATA, []),
-    "after its Hello": (DATA, [HELLO]),
-    "with a permit out": (DATA, [*DECLARED, encode(Acquire(6, "payments", 2**40))]),
-    "after its Goodbye": (DATA, [HELLO, encode(Goodbye())]),
-    "at the control socket": (CONTROL, []),
-    "subscribed": (CONTROL, [HELLO, encode(Subscribe(2, None))]),
+RECOVERS: Final = CircuitConfig(
+    failure_threshold=1, open_timeout=0.001, permit_timeout=LONG, lost_permit="ignore"
+)
+
+Prepare = Callable[[ManagerSide, Peer], None]
+
+
+def says(*frames: bytes) -> Prepare:
+    """A state that one gets into by saying all this."""
+    return lambda side, peer: side.feed(peer, list(frames)) if frames else None
+
+
+def report_last(side: ManagerSide, peer: Peer, report: Report | Batch) -> None:
+    """Say it as the last report before the golden ones."""
+    session = side.actor.session_of(peer)
+    assert session is not None
+    session.reports = FIRST_REPORT - 2
+    side.feed(peer, [encode(report)])
+
+
+def holds_a_probe(side: ManagerSide, peer: Peer) -> None:
+    """It has the one permit of a circuit that is half-open."""
+    side.feed(peer, [HELLO, encode(Declare(2, "payments", RECOVERS))])
+    circuit = side.actor._circuits["payments"]
+    failure = (EPOCH, None, circuit.generation, Outcome.FAILURE, 5, "down")
+    report_last(side, peer, Report(FIRST_REPORT - 1, "payments", *failure))
+    side.pass_time(1.0)
+    side.feed(peer, [encode(Acquire(6, "payments", 2**40))])
+    assert len(circuit._probes) == 1
+
+
+def waits_for_an_acknowledgement(side: ManagerSide, peer: Peer) -> None:
+    """It has reported, and what it said is not saved yet."""
+    side.feed(peer, DECLARED)
+    report_last(side, peer, Batch(FIRST_REPORT - 1, "payments", EPOCH, 1, 1, 1, 1, (1,)))
+    assert side.actor._acks._waiting
+
+
+def finds_no_room(side: ManagerSide, peer: Peer) -> None:
+    """There are as many sessions as there may be."""
+    crowd = (Hello(1, 1, 1, b"%016d" % number, 1, 0) for number in range(CLIENTS))
+    for number, hello in enumerate(crowd):
+        side.feed(Peer(DATA, b"crowd-%d" % number), [encode(hello)])
+    assert side.actor.full
+
+
+STATES: Final[dict[str, tuple[int, Prepare]]] = {
+    "before its Hello": (DATA, says()),
+    "after its Hello": (DATA, says(HELLO)),
+    "with a permit out and a lease": (
+        DATA,
+        says(*DECLARED, encode(Acquire(6, "payments", 2**40))),
+    ),
+    "with a probe out": (DATA, holds_a_probe),
+    "with a report that is not acknowledged": (DATA, waits_for_an_acknowledgement),
+    "at a manager that is full": (DATA, finds_no_room),
+    "after its Goodbye": (DATA, says(HELLO, encode(Goodbye()))),
+    "at the control socket": (CONTROL, says()),
+    "subscribed": (CONTROL, says(HELLO, encode(Subscribe(2, None)))),
 }
 CIRCUITS: Final = 12  # then another manager: each look goes over all of them
 LIVES: Final = 8  # a client takes so many messages that may mean anything, before another one
@@ -97,7 +149,7 @@ class Station:
     """A peer that is always in the same state when it says something, beside a healthy client."""
 
     def __init__(self, state: str, file: Path) -> None:
-        self._socket, self._frames = STATES[state]
+        self._socket, self._prepare = STATES[state]
         self._file = file
         self.messages = self.others = 0
         self._begin()
@@ -108,8 +160,7 @@ class Station:
 
     def _meet(self) -> None:
         self._peer = Peer(self._socket, b"bad-%d" % self.messages)
-        if self._frames:
-            self.side.feed(self._peer, self._frames)
+        self._prepare(self.side, self._peer)
         session = self.side.actor.session_of(self._peer)
         if session is not None:
             session.reports = FIRST_REPORT - 1
@@ -118,9 +169,14 @@ class Station:
     def _look(self) -> object:
         session = self.side.actor.session_of(self._peer)
         subscribed = self._peer in self.side.actor._subscribers
+        full = self.side.actor.full
         if session is None:
-            return subscribed if self._socket == CONTROL else None
-        return session.token, session.reports, list(session.granted), session.requests
+            return subscribed if self._socket == CONTROL else full or None
+        circuit = self.side.actor._circuits.get("payments")
+        probes = 0 if circuit is None else len(circuit._probes)
+        waits = bool(self.side.actor._acks._waiting)
+        has = session.token, session.reports, list(session.granted), session.requests
+        return (*has, probes, waits)
 
     def feed(self, frames: list[bytes], state_matters_only: bool) -> None:
         """Say all these, each in the state; what is no message, many at a time."""

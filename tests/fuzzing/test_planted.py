@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 from frames import FRAMES, truncations
+from long_lives import LIVES, MOST
 from manager_side import HEALTHY, LEASED, STRICT, ManagerSide
 from scripts import SEEDS, Do, Step, mutate, pack, run_client_side, run_manager_side
 
@@ -269,3 +270,38 @@ def test_a_journal_that_takes_what_the_wire_allows_for_damage_is_noticed(
     monkeypatch.setattr(journal, limit, getattr(journal, limit) // 2)
     with pytest.raises(AssertionError):
         side.check_file(tmp_path / "planted")
+
+
+def one_that_keeps_some_of_each_refusal(patch: pytest.MonkeyPatch) -> None:
+    def init(self: Malformed, *args: Any) -> None:
+        real(self, *args)
+        kept.append(bytes(LEAK))
+
+    real, kept = Malformed.__init__, []
+    patch.setattr(Malformed, "__init__", init)
+
+
+def a_manager_that_remembers_who_was_refused(patch: pytest.MonkeyPatch) -> None:
+    def meddle(actor: Actor, frame: bytes, sends: list[Send]) -> list[Send]:
+        actor._armed.update({f"refused {send.peer}": 0.0 for send in sends})
+        return sends
+
+    after_each_frame(patch, meddle)
+
+
+LEAK: Final = 100  # bytes, with each frame
+
+
+@pytest.mark.parametrize("side", LIVES)
+def test_a_leak_of_a_hundred_bytes_a_frame_is_noticed(
+    side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_that_keeps_some_of_each_refusal(monkeypatch)
+    assert LIVES[side]().memory > MOST
+
+
+def test_an_entry_left_behind_with_each_frame_of_a_long_life_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a_manager_that_remembers_who_was_refused(monkeypatch)
+    assert LIVES["manager"]().sizes
