@@ -16,9 +16,11 @@ help:
 	@echo "make lint       the linter, the formatter and the type checker"
 	@echo "make check      what CI runs"
 	@echo "make simulate   lives in virtual time, SEEDS=10000 of them; SEED=17 shows one"
-	@echo "make linearizability   real processes against a sequential model, HISTORIES=300 times"
+	@echo "make linearizability   real processes against a sequential model, HISTORIES=300 times; LOSSES=1"
+	@echo "                kills their managers"
 	@echo "make fuzz       the protocol, guided by coverage, for SECONDS=600; what it finds is in .fuzz"
-	@echo "make mutants    small mistakes in what decides that no test notices; MODULES=circuit for one"
+	@echo "make mutants    small mistakes in what decides that no test notices; MODULES=circuit for one,"
+	@echo "                SINCE=COMMIT for the lines that were changed since"
 	@echo "make bench      the benchmarks, beside other packages: fifteen minutes, into benchmarks/RESULTS.md"
 
 $(VENV)/.created:
@@ -46,7 +48,8 @@ simulate: $(VENV)/.dev
 
 HISTORIES ?= 300
 linearizability: $(VENV)/.dev
-	@PYTHONPATH=tests $(BIN)/python -m linearizability --histories $(HISTORIES) $(if $(SEED),--seed $(SEED))
+	@PYTHONPATH=tests $(BIN)/python -m linearizability --histories $(HISTORIES) \
+		$(if $(SEED),--seed $(SEED)) $(if $(LOSSES),--losses)
 
 # And what of the shells is reached with real processes, in those that end in good order: one that is
 # killed, as managers often are here, takes what it has seen with it. Left out are the tests that take
@@ -66,9 +69,9 @@ coverage-unit: $(VENV)/.dev
 	$(BIN)/coverage report
 	$(BIN)/coverage report --fail-under=100 --include="$$($(BIN)/python tests/unit/pure.py)"
 
-# Not in CI, because it takes long. What was found is kept in .mutants while nothing has changed.
+# Not in CI, because it takes an hour. What was found is kept in .mutants while nothing has changed.
 mutants: $(VENV)/.dev
-	$(BIN)/python tests/mutation $(MODULES)
+	$(BIN)/python tests/mutation $(if $(SINCE),--since $(SINCE)) $(MODULES)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Set
 from itertools import islice
@@ -32,6 +33,7 @@ FED: Final = 30_000  # frames; at 100 bytes each they would leave 3 MiB behind
 WARM_UP: Final = 10_000  # before the memory is looked at: tables have got their size then
 TOGETHER: Final = 5  # in one message
 MOST: Final = 2**20  # bytes that may be left behind, all in all: the allocator keeps some
+MOST_BLOCKS: Final = FED // 10  # and blocks of Python's own: these it counts
 
 _Feed = Callable[[int, list[bytes]], None]  # a socket, and the frames of one message
 
@@ -40,11 +42,13 @@ class Grown(NamedTuple):
     """What many bad frames have left behind.
 
     Attributes:
-        memory: Bytes.
+        memory: Bytes of the process: what leaks anywhere, unless it fits into what was free before.
+        blocks: How many of Python's small blocks of memory, wherever they come from.
         sizes: The containers that had another size before: then, and now.
     """
 
     memory: int
+    blocks: int
     sizes: dict[str, tuple[int, int]]
 
 
@@ -111,17 +115,17 @@ def _grown(
     feed_many(WARM_UP)
     before = sizes()
     gc.collect()
-    memory = resident()
+    memory, blocks = resident(), sys.getallocatedblocks()
     feed_many(FED)
     gc.collect()
-    grown = resident() - memory
+    grown, more = resident() - memory, sys.getallocatedblocks() - blocks
     after = sizes()
     changed = {
         name: (before.get(name, 0), after.get(name, 0))
         for name in before.keys() | after.keys()
         if before.get(name, 0) != after.get(name, 0)
     }
-    return Grown(grown, changed)
+    return Grown(grown, more, changed)
 
 
 def _bad_frames(allowed: Set[type[Message]]) -> Iterator[bytes]:

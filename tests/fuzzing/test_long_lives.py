@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import pytest
-from long_lives import LIVES, MOST
+from long_lives import LIVES, MOST, MOST_BLOCKS
 
 
 @pytest.fixture(autouse=True)
@@ -21,4 +21,5 @@ def silence() -> Iterator[None]:
 def test_g12_tens_of_thousands_of_bad_frames_leave_nothing_behind(side: str) -> None:
     grown = LIVES[side]()
     assert grown.sizes == {}
+    assert grown.blocks < MOST_BLOCKS
     assert grown.memory < MOST
