@@ -364,7 +364,8 @@ def run_cold(
     # To collect few of a file takes less than to collect all: mostly one of the first ones fails.
     likely = tests[:LIKELY]
     found = _verdict(["-x", *(str(ROOT / test) for test in likely)], Chosen(likely))
-    if found[0] == ALIVE and len(tests) > LIKELY:
+    # One that is called otherwise, because the mutant is in what it is called by, is not found.
+    if found[0] == BROKEN or (found[0] == ALIVE and len(tests) > LIKELY):
         found = _verdict(paths, Chosen(tests))
     return found
 
