@@ -3,7 +3,8 @@
 What is on its way when one breaks is lost, wholly or from some message on; each end notices in its
 own time, and what it sends until then goes nowhere. Between two connections there is no order. A
 message may come twice, which ZeroMQ does not do: a program that repeats itself would. An outcome
-may come again late, behind what was sent after it.
+may come again late, behind what was sent after it, but for a greeting: taken in between that and
+the declaration of its circuit, it would count nowhere, and no client of ours could repeat it there.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from switchgear.manager.sessions import CONTROL, DATA, Peer
-from switchgear.wire import Batch, Message, Missed, Report, encode
+from switchgear.wire import Batch, Hello, Message, Missed, Report, encode
 
 from .world import IDLE, Idle, World
 
@@ -37,6 +38,7 @@ class Connection:
 
     __slots__ = (
         "_down_at",
+        "_greetings",
         "_network",
         "_up_at",
         "broken",
@@ -59,6 +61,7 @@ class Connection:
         self.unread = 0  # messages of one or more frames to the process that are on their way
         self._up_at = 0.0  # when the last message arrives, so that none overtakes it
         self._down_at = 0.0
+        self._greetings = 0  # that were sent
 
     def begin(self) -> None:
         """What ZeroMQ itself says on a new connection, before all that the process does."""
@@ -73,9 +76,11 @@ class Connection:
             self._up_at = max(self._up_at, world.now + network.delay())
             frame = encode(message)
             world.at(self._up_at, self._arrive_up, frame)
+            self._greetings += isinstance(message, Hello)
             if world.chance() < network.weather.twice:
                 late = isinstance(message, NUMBERED) and world.chance() < 0.5
-                world.at(self._up_at + (network.delay() if late else 0.0), self._arrive_up, frame)
+                when = self._up_at + (network.delay() if late else 0.0)
+                world.at(when, self._arrive_again, frame, self._greetings)
 
     def send_down(self, messages: list[Message]) -> None:
         """From the manager to the process, together."""
@@ -94,6 +99,9 @@ class Connection:
         if self.broken:
             return IDLE
         return self.manager.arrive(self, frame)
+
+    def _arrive_again(self, frame: bytes, greetings: int) -> object:
+        return self._arrive_up(frame) if greetings == self._greetings else IDLE
 
     def arrive_down(self, frame: bytes) -> Idle | None:
         """Hand a message to the process, or let it wait until that runs again."""
