@@ -905,6 +905,53 @@ def test_a_subscriber_that_is_gone_is_sent_nothing_more_and_a_slow_one_is(
     assert len(desk.hand_in(control, Reset(3, "a"))) == 1
 
 
+@pytest.mark.parametrize("how", ["Goodbye", "death", "a newer Hello"])
+def test_the_events_of_a_client_that_has_gone_are_sent_to_nobody(desk: Desk, how: str) -> None:
+    peer, watching = desk.client(1), Peer(CONTROL, b"1")
+    desk.tell(peer, Declare(1, "a", TRIPS_AT_ONCE))
+    desk.tell(watching, hello(1))
+    desk.tell(watching, Subscribe(1, None))
+    _, event = desk.hand_in(OPERATOR, Reset(1, "a"))
+    desk.lose(event, gone=False)  # so that it is to be told again
+    if how == "Goodbye":
+        desk.hand_in(peer, Goodbye())
+    elif how == "death":
+        desk.die(peer)
+    else:
+        desk.tell(Peer(CONTROL, b"2"), hello(1))
+    assert (desk.actor._subscribers, desk.actor._behind) == ({}, {})
+    assert heard(desk.hand_in(OPERATOR, Reset(2, "a"))) == [(OPERATOR, "ResetDone")]
+
+
+def test_who_greets_again_where_it_has_subscribed_goes_on_hearing_of_events(desk: Desk) -> None:
+    peer, watching = desk.client(1), Peer(CONTROL, b"1")
+    desk.tell(peer, Declare(1, "a", TRIPS_AT_ONCE))
+    desk.tell(watching, hello(1))
+    desk.tell(watching, Subscribe(1, None))
+    desk.tell(watching, hello(1))
+    assert (watching, "Event") in heard(desk.hand_in(OPERATOR, Reset(1, "a")))
+
+
+def test_who_is_given_up_but_may_live_goes_on_hearing_of_events(desk: Desk) -> None:
+    peer, watching = desk.client(1), Peer(CONTROL, b"1")
+    desk.tell(peer, Declare(1, "a", TRIPS_AT_ONCE))
+    desk.tell(watching, hello(1))
+    desk.tell(watching, Subscribe(1, None))
+    session = desk.actor.session_of(peer)
+    assert session is not None
+    assert desk.actor.give_up(session, desk.now) == []
+    assert desk.actor.session_of(peer) is None
+    assert (watching, "Event") in heard(desk.hand_in(OPERATOR, Reset(1, "a")))
+
+
+def test_however_many_ask_without_a_session_only_so_many_are_kept_in_mind() -> None:
+    desk = Desk()
+    desk.actor.max_clients = 2
+    for number in range(20):
+        desk.tell(Peer(CONTROL, b"%d" % number), hello(number))  # which checks the actor
+    assert len(desk.actor._asking) == 4
+
+
 def test_who_missed_the_last_event_is_told_of_it_again_until_it_is_taken(
     desk: Desk, peer: Peer, watcher: Peer
 ) -> None:

@@ -137,6 +137,7 @@ class Actor:
         self._absent: dict[bytes, None] = {}  # a predecessor's sessions that have not greeted us
         self._absent_until = math.inf
         self._subscribers: dict[Peer, float] = {}  # in order of arrival; until when to spare each
+        self._asking: dict[bytes, Peer] = {}  # where clients greeted us at control, by token
         self._behind: dict[Peer, float] = {}  # those that missed some, and when to tell them so
         self._events: deque[Event] = deque(maxlen=EVENTS_KEPT)  # in a row, up to the last
         self._histories: dict[str, deque[Event]] = {}  # of each circuit that has one
@@ -313,6 +314,11 @@ class Actor:
 
     def died(self, session: Session, now: float) -> list[Send]:
         """A session's process has ended without a word: what it held is lost."""
+        self._stop_telling(session.token)
+        return self.give_up(session, now)
+
+    def give_up(self, session: Session, now: float) -> list[Send]:
+        """As `died`, but its process may live: its events still come, or it would miss them."""
         self._heard_at = now
         del self._sessions[session.token]
         self._unsaved.ended(session.token, now)
@@ -345,6 +351,7 @@ class Actor:
             assert set(self._leases.holders(name)) <= set(self._connected)
         self._acks.check()
         assert self._absent.keys() <= self._sessions.keys()
+        assert len(self._asking) <= 2 * self.max_clients
         for circuit in self._circuits.values():
             circuit.check()
             deadline = circuit.next_deadline
@@ -377,7 +384,24 @@ class Actor:
             if self._unsaved.has_reports_of(session):  # which this acknowledges
                 self._acks.add_last(peer, welcome, now)
                 return []
+        else:
+            self._note_asking(message.session, peer)
         return [Send(peer, welcome)]
+
+    def _note_asking(self, token: bytes, peer: Peer) -> None:
+        if self._asking.get(token) != peer:  # or its subscription would go, and it lives
+            self._stop_telling(token)
+        self._asking[token] = peer
+        if len(self._asking) > 2 * self.max_clients:
+            # Who asks and has no session, as a command does, is never known to have gone.
+            del self._asking[next(iter(self._asking))]
+
+    def _stop_telling(self, token: bytes) -> None:
+        """Send a client's connection that is gone no events: it is known to be only by sending."""
+        peer = self._asking.pop(token, None)
+        if peer is not None:
+            self._subscribers.pop(peer, None)
+            self._behind.pop(peer, None)
 
     def _disconnect(self, peer: Peer) -> None:
         session = self._connected.pop(peer, None)
@@ -394,6 +418,7 @@ class Actor:
         if session is None:
             return self._no_session(peer, message)
         self._disconnect(peer)
+        self._stop_telling(session.token)
         del self._sessions[session.token]
         self._unsaved.ended(session.token, now)
         sends: list[Send] = []

@@ -323,7 +323,7 @@ class Server:
         self._cleared_at = now
         for session in self._actor.silent(now - _SILENT):
             if not self._peers.watches(session.token):
-                self._send(self._actor.died(session, now), now)
+                self._send(self._actor.give_up(session, now), now)
 
     def _bury(self, now: float) -> None:
         """Take back what belongs to processes that have ended, and after what they had sent.
