@@ -9,9 +9,11 @@ from typing import Any, Final, TypeVar
 
 import pytest
 
+from switchgear.circuit import Circuit
 from switchgear.config import CircuitConfig
 from switchgear.manager.acks import ACK_DELAY, ACKS_TOGETHER
 from switchgear.manager.actor import ABSENCE, EVENTS_KEPT, SPARED, TELL_AGAIN, Actor, Send
+from switchgear.manager.leases import Leases
 from switchgear.manager.sessions import CONTROL, DATA, Peer, SavedSession, Session
 from switchgear.manager.unsaved import SAVE_INTERVAL, Saved
 from switchgear.states import Outcome, State, Verdict
@@ -1249,6 +1251,31 @@ def test_a_failure_that_trips_nothing_is_told_to_nobody_else(desk: Desk, holder:
     assert heard(sent) == [(holder, "Reported")]
     sent = desk.hand_in(holder, report(2, None, Outcome.FAILURE))
     assert heard(sent) == [(holder, "Leased"), (holder, "Reported")]
+
+
+class OneByOne(dict[str, Any]):
+    """May be asked for one thing, and not for all."""
+
+    def values(self) -> Any:
+        raise AssertionError("looked through all")
+
+    items = keys = __iter__ = values
+
+
+def test_who_goes_is_looked_for_in_what_it_has_leased_and_not_in_every_circuit() -> None:
+    leases: Leases[str] = Leases()
+    for number in range(100):
+        leases.grant("one", Circuit(f"c{number}", CircuitConfig(), 0.0))
+    leases.grant("other", Circuit("c7", CircuitConfig(), 0.0))
+    leases._holders = OneByOne(leases._holders)
+    leases.drop("other")
+    assert leases.holders("c7") == ["one"]
+
+
+def test_a_circuit_that_nobody_leases_any_more_takes_no_place(desk: Desk, holder: Peer) -> None:
+    assert list(desk.actor._leases._holders) == ["a"]
+    desk.die(holder)
+    assert desk.actor._leases._holders == {}
 
 
 def test_a_reset_leases_the_closed_circuit_of_the_next_generation(

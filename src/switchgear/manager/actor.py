@@ -349,6 +349,7 @@ class Actor:
             assert session.peer == peer
         for name in self._names:
             assert set(self._leases.holders(name)) <= set(self._connected)
+        self._leases.check()
         self._acks.check()
         assert self._absent.keys() <= self._sessions.keys()
         assert len(self._asking) <= 2 * self.max_clients

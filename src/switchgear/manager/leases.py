@@ -22,6 +22,7 @@ class Leases(Generic[Holder]):
 
     def __init__(self) -> None:
         self._holders: dict[str, dict[Holder, None]] = {}  # in the order of their first calls
+        self._circuits: dict[Holder, set[str]] = {}  # the same, by holder; nobody has an empty one
 
     def grant(self, holder: Holder, circuit: Circuit) -> Leased | None:
         """Give a lease, if the circuit is one that is leased now and the holder has none."""
@@ -31,6 +32,7 @@ class Leases(Generic[Holder]):
         if holder in holders:
             return None
         holders[holder] = None
+        self._circuits.setdefault(holder, set()).add(circuit.name)
         return _lease(circuit)
 
     def follow(self, circuit: Circuit) -> tuple[list[Holder], Leased | Revoked | None]:
@@ -39,21 +41,38 @@ class Leases(Generic[Holder]):
         if not holders:
             return [], None
         if circuit.config.consistency == "strict":
-            del self._holders[circuit.name]
+            self._end(circuit.name)
             return holders, Revoked(circuit.name, circuit.generation)
         if circuit.state is State.HALF_OPEN:
-            del self._holders[circuit.name]
+            self._end(circuit.name)
             return [], None  # what they held was good for as long as the circuit was open
         return holders, _lease(circuit)
 
     def drop(self, holder: Holder) -> None:
-        """Forget a holder that has gone, or begins anew. Linear in the circuits."""
-        for holders in self._holders.values():
-            holders.pop(holder, None)
+        """Forget a holder that has gone, or begins anew. Linear in the circuits it has leased."""
+        for name in self._circuits.pop(holder, ()):
+            holders = self._holders[name]
+            del holders[holder]
+            if not holders:
+                del self._holders[name]
 
     def holders(self, name: str) -> list[Holder]:
         """Who has a lease on a circuit, oldest first."""
         return list(self._holders.get(name, ()))
+
+    def check(self) -> None:
+        """Assert what is true between any two calls. For tests."""
+        leased = {(holder, name) for name, all_ in self._holders.items() for holder in all_}
+        assert leased == {(one, name) for one, names in self._circuits.items() for name in names}
+        assert all(self._holders.values())
+        assert all(self._circuits.values())
+
+    def _end(self, name: str) -> None:
+        for holder in self._holders.pop(name):
+            names = self._circuits[holder]
+            names.remove(name)
+            if not names:
+                del self._circuits[holder]
 
 
 def _lease(circuit: Circuit) -> Leased:
