@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import zmq
@@ -557,6 +557,37 @@ def test_a_greeting_is_answered_with_a_time_between_its_sending_and_its_answer(
 ) -> None:
     # By that a client tells whether the manager's clock is its own.
     assert run_script(GREETED_IN_A_LONG_TURN, address).stdout == "True\n"
+
+
+DRAINS: Final = """
+import sys, time
+from switchgear.address import Address
+from switchgear.config import CircuitConfig
+from switchgear.manager.server import Server
+from switchgear.manager.sessions import DATA, Peer
+from switchgear.states import Outcome, State
+from switchgear.wire import Declare, Hello, Report
+server = Server(Address.parse(sys.argv[1]))
+now, peer = time.monotonic(), Peer(DATA, b"x")
+config = CircuitConfig(failure_threshold=1, open_timeout=0.01)
+failure = Report(1, "a", server._actor.epoch, None, 1, Outcome.FAILURE, 1, None)
+for message in (Hello(1, 1, 1, bytes(16), 1, 0), Declare(2, "a", config), failure):
+    server._actor.receive(peer, message, now)
+circuit = server._actor._circuits["a"]
+assert circuit.state is State.OPEN
+# Something comes all the time, so that it does not end by itself before its limit.
+server._take = lambda socket, now: int(circuit.state is State.OPEN)
+server._drain()
+print(circuit.state.value)
+server._close()
+"""
+
+
+def test_time_passes_for_circuits_while_a_manager_answers_what_came_before_its_end(
+    address: str,
+) -> None:
+    done = run_script(DRAINS, address)
+    assert (done.stdout, done.stderr) == ("half-open\n", "")
 
 
 def test_readiness_is_said_when_the_sockets_answer_and_not_before(address: str) -> None:

@@ -381,6 +381,7 @@ class Server:
             arrival.register(fd, select.POLLIN)
         limit = time.monotonic() + _LAST_SECONDS
         while (now := time.monotonic()) < limit:
+            self._send(self._actor.tick(now), now)
             if not self._take(CONTROL, now) + self._take(DATA, now) and not arrival.poll(_QUIET_MS):
                 break
         self._journal.write(self._actor.save())
