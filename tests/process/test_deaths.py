@@ -29,6 +29,7 @@ from switchgear.manager.peers import _knows_pidfds
 from switchgear.wire import (
     FROM_CONTROL,
     FROM_DATA,
+    MAX_FRAMES,
     PROTOCOL,
     Event,
     Hello,
@@ -330,6 +331,41 @@ def test_what_a_process_had_sent_before_it_was_killed_counts(address: str) -> No
         with ending(start_script(LAST_WORDS, path)) as process:
             assert read_line(process) == "hold"
             with stopped(manager.pid):
+                assert process.stdin is not None
+                process.stdin.write(b"x")
+                assert read_line(process) == "sent"
+                end(process)
+        eventually(lambda: breaker.stats().in_flight == 0)
+        assert breaker.stats().state is sg.State.CLOSED
+        assert breaker.stats().total_successes == 1
+        assert breaker.metrics().permits_lost == 0
+
+
+# Its patience is with ZeroMQ's thread alone.
+BUSY_MANAGER: Final = """
+import sys
+from switchgear.manager import run, server
+server._GRACE = 1.0
+sys.exit(run.main())
+"""
+
+
+def test_what_a_process_had_sent_before_it_was_killed_counts_however_much_others_send(
+    address: str,
+) -> None:
+    path = Address.parse(address).data_path
+    with (
+        ending(start_manager(address, program=["-c", BUSY_MANAGER])) as manager,
+        sg.connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client,
+        raw(path) as other,
+    ):
+        breaker = fragile(client, "failure")
+        half_open(breaker)
+        with ending(start_script(LAST_WORDS, path)) as process:
+            assert read_line(process) == "hold"
+            with stopped(manager.pid):
+                for _ in range(400):
+                    other.send_multipart([encode(Ping(1))] * MAX_FRAMES)
                 assert process.stdin is not None
                 process.stdin.write(b"x")
                 assert read_line(process) == "sent"

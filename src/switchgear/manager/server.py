@@ -56,7 +56,7 @@ _LINGER_MS: Final = 500  # for the last answers, once the loop has ended
 _POLL_MAX_MS: Final = 2**31 - 1  # poll() takes a C int: 24 days, then it is called again
 _CLOCK_SLACK: Final = 0.01  # seconds the wall clock may drift before timestamps follow it
 _GRACE: Final = 0.001  # seconds for what a process sent before its end; see _bury
-_GRACE_MAX: Final = 0.005  # where there is always more to read
+_GRACE_MAX: Final = 5.0  # where there is always more to read: better late than one of it lost
 _REST: Final = 50  # times as long as the journal took, others have their turn; but never more than
 _REST_MAX: Final = 0.25  # seconds, because leases are renewed by what waits for it
 _HANDSHAKE_MS: Final = 5_000  # for ZeroMQ's greeting; then a connection is closed
@@ -328,7 +328,8 @@ class Server:
     def _bury(self, now: float) -> None:
         """Take back what belongs to processes that have ended, and after what they had sent.
 
-        That may still be on its way through ZeroMQ's own thread, so they get a moment.
+        That may still be on its way through ZeroMQ's own thread, so they get a moment; or behind
+        what others have sent, and so the socket must have been seen empty after it.
         """
         grace = _GRACE_MAX if DATA in self._unread else _GRACE
         while self._ended and self._ended[0][0] + grace <= now:
