@@ -660,6 +660,35 @@ def test_a_write_that_fails_leaves_all_as_it_was_and_is_logged_once(
     assert open_journal(path) == Saved(6, 6, circuits, [SESSION], [event(1)])
 
 
+def test_a_successor_knows_that_more_was_told_where_there_was_no_room_to_make_a_file(
+    path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_file(path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    journal = Journal(str(path))
+    assert journal.open(OFFSET) is not None
+    journal.begin(6, 3, OFFSET, SOME)
+    disk.fails = "BEGIN"
+    with monkeypatch.context() as room:
+        room.setattr(os, "open", full)
+        journal.write(NOTHING._replace(events=[event(2)]))
+    disk.fails = None
+    found = open_journal(path)
+    assert found is not None
+    assert (found.epoch, found.origin) == (6, None)
+    journal = Journal(str(path))
+    assert journal.open(OFFSET) is not None
+    journal.begin(7, 7, OFFSET, SOME)
+    journal.close()
+    found = open_journal(path)
+    assert found is not None
+    assert (found.epoch, found.origin) == (7, 7)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
 @pytest.mark.parametrize("place", ["connect", "PRAGMA", *PLACES, "DELETE"])
 def test_it_is_tried_again_ever_more_seldom_and_said_only_once_that_it_works(
     path: Path, disk: Disk, place: str, caplog: pytest.LogCaptureFixture

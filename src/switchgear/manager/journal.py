@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import sqlite3
+import stat
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -117,7 +118,7 @@ class Journal:
         try:
             saved = _read(self._connect(), utc_offset)
             # Generations and versions that are not in it were told: they must not come again.
-            behind = os.path.lexists(self._behind)
+            behind = os.path.lexists(self._behind) or _marked(self._path)
             return saved._replace(origin=None) if saved is not None and behind else saved
         except sqlite3.Error as error:
             if _says(error, "locked"):
@@ -163,6 +164,8 @@ class Journal:
             return
         with contextlib.suppress(OSError):
             os.unlink(self._behind)
+        with contextlib.suppress(OSError):
+            _mark(self._path, behind=False)
         if self._failing:
             self._failing = False
             self._patience = _RETRY
@@ -242,7 +245,11 @@ class Journal:
 
     def _give_up(self, error: sqlite3.Error) -> None:
         self.close()
-        with contextlib.suppress(ConfigError):  # without a byte in it: that may work on a full disk
+        # Twice, because a full disk may have no room for a file's name, not even for one without a
+        # byte in it, and there are file systems that keep no modes.
+        with contextlib.suppress(OSError):
+            _mark(self._path, behind=True)
+        with contextlib.suppress(ConfigError):
             _create(self._behind)
         self._wait(time.monotonic())
         if not self._failing:  # one line, and not one for every time it is tried
@@ -281,6 +288,16 @@ def _create(path: str) -> None:
         # sqlite says so too, and without is better than not at all
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise ConfigError(f"cannot open the journal {path}: {error.strerror}") from error
+
+
+def _mark(path: str, *, behind: bool) -> None:
+    """Note on the file itself whether more was told than is in it, in a bit that has no meaning."""
+    mode = stat.S_IMODE(os.stat(path).st_mode) & ~stat.S_IXUSR
+    os.chmod(path, mode | stat.S_IXUSR if behind else mode)
+
+
+def _marked(path: str) -> bool:
+    return bool(os.stat(path).st_mode & stat.S_IXUSR)
 
 
 def _free_name(name: str) -> str:
