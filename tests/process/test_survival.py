@@ -30,6 +30,7 @@ from .conftest import (
     fail,
     half_open,
     read_line,
+    run_script,
     start_manager,
     start_script,
     stopped,
@@ -333,6 +334,28 @@ def test_what_comes_with_the_order_to_stop_is_saved(address: str) -> None:
     # The client has gone, so nobody sends anything again.
     with ending(start_manager(address)), connect(address) as other:
         assert other.stats("service").total_successes == 20
+
+
+CORRECTED: Final = """
+import sqlite3, sys, time
+from switchgear.address import Address
+from switchgear.manager.server import Server
+place = Address.parse(sys.argv[1])
+time_of_day = time.time
+time.time = lambda: 0.0  # before the machine knows it
+server = Server(place)
+time.time = time_of_day
+server._wait = lambda: None
+server._turn()
+server._close()
+((offset,),) = sqlite3.connect(place.journal_path).execute("SELECT utc_offset FROM life")
+print(abs(time.time() - time.monotonic() - offset) < 1.0)
+"""
+
+
+def test_the_journal_knows_the_time_of_day_as_it_was_corrected(address: str) -> None:
+    done = run_script(CORRECTED, address)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 SLEEPER: Final = """

@@ -344,6 +344,53 @@ def test_after_a_boot_an_open_circuit_stays_so_for_a_whole_open_timeout_at_most(
     journal.close()
 
 
+def test_after_a_boot_instants_move_by_the_time_of_day_as_it_was_corrected(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    journal = Journal(str(path))
+    assert journal.open(0.0) is None
+    journal.begin(5, 3, 0.0, NOTHING)  # before the machine knew the time of day
+    standing = STANDING._replace(half_open_at=now + 1_000.2, state_changed_at=now)
+    journal.write(SOME._replace(standings=[("a", standing)]))
+    journal.correct(OFFSET)
+    journal.close()
+    monkeypatch.setattr(module, "_boot", lambda: "another")
+    journal = Journal(str(path))
+    found = journal.open(OFFSET + 1_000.0)
+    assert found is not None
+    moved = found.circuits["a"][0]
+    assert moved.half_open_at == pytest.approx(now + 0.2)  # of open_timeout 0.25
+    assert moved.state_changed_at == pytest.approx(now - 1_000.0)
+    journal.close()
+
+
+@pytest.mark.parametrize("offset", [0.0, OFFSET])
+@pytest.mark.parametrize("off_by", [-2e11, -4e9, 4e9, 2e11])
+def test_a_time_of_day_that_is_wrong_by_decades_makes_no_journal_damaged(
+    written: Path, offset: float, off_by: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(written, f"UPDATE life SET utc_offset = {offset + off_by}")
+    monkeypatch.setattr(module, "_boot", lambda: "another")
+    journal = Journal(str(written))
+    found = journal.open(offset)
+    assert found is not None
+    standing, counts = found.circuits["a"]
+    assert counts is not None
+    assert counts.last_error_at is not None
+    for at in (standing.state_changed_at, counts.last_error_at):
+        assert at + offset >= 0.0  # as the wire has it
+    everything = NOTHING._replace(
+        standings=[(name, each[0]) for name, each in found.circuits.items()],
+        counts=[(name, each[1]) for name, each in found.circuits.items() if each[1] is not None],
+    )
+    journal.begin(6, 3, offset, everything)
+    journal.close()
+    found_again = open_journal(written)
+    assert found_again is not None
+    assert found_again.circuits == found.circuits
+
+
 def test_in_one_boot_instants_stay_and_the_time_of_day_has_no_say(written: Path) -> None:
     journal = Journal(str(written))
     found = journal.open(OFFSET - 1e8)

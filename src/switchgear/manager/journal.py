@@ -15,7 +15,6 @@ import errno
 import itertools
 import json
 import logging
-import math
 import os
 import sqlite3
 import stat
@@ -24,7 +23,7 @@ from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..circuit import Counts, Standing, Totals
 from ..config import MAX_SECONDS, CircuitConfig, check_name
@@ -179,6 +178,14 @@ class Journal:
         if changes:
             self._commit(lambda db: self._write(db, changes))
 
+    def correct(self, utc_offset: float) -> None:
+        """Note that the time of day was set, or all instants in it would be off at the next boot.
+
+        Args:
+            utc_offset: As in `open`, from now on.
+        """
+        self._commit(lambda db: db.execute("UPDATE life SET utc_offset = ?", (utc_offset,)))
+
     @property
     def retry_at(self) -> float | None:
         """When to `reopen` the file, because it could not be written; None: it is."""
@@ -217,7 +224,7 @@ class Journal:
             db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
         return db
 
-    def _commit(self, write: Callable[[sqlite3.Connection], None]) -> bool:
+    def _commit(self, write: Callable[[sqlite3.Connection], object]) -> bool:
         if self._db is None:
             return False
         try:
@@ -354,20 +361,33 @@ def _read(db: sqlite3.Connection, utc_offset: float) -> Saved | None:
 def _saved(db: sqlite3.Connection, life: tuple[Any, ...], utc_offset: float) -> Saved:
     boot, their_utc_offset, epoch, origin = life
     same_boot = boot == _boot()
-    shift = 0.0 if same_boot else _number(their_utc_offset, _LATEST) - utc_offset
-    # The time of day may have been set meanwhile, and an open circuit could stay so for years.
-    now = math.inf if same_boot else time.monotonic()
+    clock = None
+    if not same_boot:
+        shift = _number(their_utc_offset, _LATEST) - utc_offset
+        clock = _Clock(shift, max(-MAX_SECONDS, -utc_offset), time.monotonic())
     if _whole(origin) > _whole(epoch):
         raise ValueError(f"manager {epoch} is in the line of {origin}, which is later")
     rows = db.execute("SELECT * FROM circuits")
-    circuits = {row[0]: _circuit(row, shift, now) for row in rows}
+    circuits = {row[0]: _circuit(row, clock) for row in rows}
     sessions = [_session(row) for row in db.execute("SELECT * FROM sessions")]
     rows = db.execute("SELECT name, version, message FROM events ORDER BY version")
     events = [_event(*row) for row in rows]
     return Saved(epoch, origin, circuits, sessions if same_boot else [], events)
 
 
-def _circuit(row: tuple[Any, ...], shift: float, now: float) -> tuple[Standing, Counts | None]:
+class _Clock(NamedTuple):
+    """Our clock, beside that of an earlier boot."""
+
+    shift: float  # what to add to an instant on that one
+    earliest: float  # instant, which is one that can be told and written again
+    now: float
+
+    def moved(self, at: float) -> float:
+        """An instant on it. A time of day that was wrong by decades makes no instant damaged."""
+        return min(max(at + self.shift, self.earliest), MAX_SECONDS)
+
+
+def _circuit(row: tuple[Any, ...], clock: _Clock | None) -> tuple[Standing, Counts | None]:
     name, text, state, generation, half_open_at, changed_at, *entries = row[:9]
     check_name(name)
     config = CircuitConfig(**json.loads(text))
@@ -377,19 +397,22 @@ def _circuit(row: tuple[Any, ...], shift: float, now: float) -> tuple[Standing, 
     until = None
     if half_open_at is not None:
         # An instant, and after it the longest open_timeout.
-        until = min(_number(half_open_at, 2 * MAX_SECONDS) + shift, now + config.open_timeout)
+        until = _number(half_open_at, 2 * MAX_SECONDS)
+        if clock is not None:
+            # With another time of day an open circuit could stay so for years.
+            until = min(clock.moved(until), clock.now + config.open_timeout)
     standing = Standing(
         config,
         State(state),
         _whole(generation),
         until,
-        _number(changed_at) + shift,
+        _instant(changed_at, clock),
         (closed, opened, half_opened),
     )
-    return standing, None if row[9] is None else _counts(row[9:], shift)
+    return standing, None if row[9] is None else _counts(row[9:], clock)
 
 
-def _counts(row: tuple[Any, ...], shift: float) -> Counts:
+def _counts(row: tuple[Any, ...], clock: _Clock | None) -> Counts:
     *numbers, error, error_at, durations = row
     counted, successes_in_a_row, failures_in_a_row, *counts = map(_whole, numbers)
     successes, failures, neutral, rejected, lost, stale = counts
@@ -405,7 +428,7 @@ def _counts(row: tuple[Any, ...], shift: float) -> Counts:
         totals=Totals(successes, failures, neutral, rejected, window, error),
         permits_lost=lost,
         stale_reports=stale,
-        last_error_at=None if error_at is None else _number(error_at) + shift,
+        last_error_at=None if error_at is None else _instant(error_at, clock),
     )
 
 
@@ -429,6 +452,11 @@ def _whole(value: object, most: int = _LARGEST) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{value!r} where a whole number was expected")
     return value
+
+
+def _instant(value: object, clock: _Clock | None) -> float:
+    at = _number(value)
+    return at if clock is None else clock.moved(at)
 
 
 def _number(value: object, most: float = MAX_SECONDS) -> float:

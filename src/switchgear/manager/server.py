@@ -168,6 +168,7 @@ class Server:
     def _turn(self) -> None:
         self._wait()
         now = time.monotonic()
+        self._correct_clock(now)
         self._send(self._actor.tick(now), now)
         for socket in (CONTROL, DATA):  # control first: an operator gets an answer under load
             if socket in self._unread:
@@ -242,8 +243,6 @@ class Server:
     def _take(self, socket: int, now: float) -> int:
         """Answer what has arrived on one socket, in order, up to a limit; say how many it was."""
         source = self._sockets[socket]
-        if socket == CONTROL:
-            self._correct_clock(now)
         count = 0
         with contextlib.suppress(zmq.Again):
             while count < _BATCH:
@@ -395,6 +394,7 @@ class Server:
         offset = time.time() - now
         if abs(offset - self._actor.utc_offset) > _CLOCK_SLACK:
             self._actor.utc_offset = offset
+            self._journal.correct(offset)
 
     def _lost(self) -> str | None:
         """Which of our files is not there any more; who looks for us would not find us."""
