@@ -7,6 +7,7 @@ more than the sending. Its flags are enums, which cost a microsecond whenever th
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -33,16 +34,25 @@ def send_frames(socket: zmq.Socket[bytes], frames: Sequence[bytes]) -> None:
     socket.send(frames[-1], _NOBLOCK)
 
 
-def receive_frames(socket: zmq.Socket[bytes]) -> list[bytes]:
-    """Receive one ZeroMQ message without waiting.
+def receive_frames(socket: zmq.Socket[bytes], most: int = sys.maxsize) -> list[bytes]:
+    """Receive one ZeroMQ message without waiting, or as many of its frames.
 
     Raises:
         zmq.Again: None has arrived.
     """
     frames = [socket.recv(_NOBLOCK)]
-    while socket.getsockopt(_RCVMORE):
+    while len(frames) < most and socket.getsockopt(_RCVMORE):
         frames.append(socket.recv(_NOBLOCK))
     return frames
+
+
+def drop_rest(socket: zmq.Socket[bytes], most: int) -> bool:
+    """Drop up to so many frames of a message of which some were received; True: that was all."""
+    for _ in range(most):
+        if not socket.getsockopt(_RCVMORE):
+            return True
+        socket.recv(_NOBLOCK)
+    return not socket.getsockopt(_RCVMORE)
 
 
 def events_of(socket: zmq.Socket[bytes]) -> int:

@@ -49,7 +49,7 @@ from switchgear.wire import (
     Welcome,
 )
 
-from .conftest import ACQUIRE_TIMEOUT, PATIENCE, connect, eventually, wait_readable
+from .conftest import ACQUIRE_TIMEOUT, PATIENCE, connect, eventually, run_script, wait_readable
 
 pytestmark = pytest.mark.process
 
@@ -665,6 +665,50 @@ def test_frames_after_the_64th_are_dropped(peer: Peer, control: ControlPeer) -> 
         sender.send(*(pack(kind, number) for number in range(100)))
         assert [answer[1] for answer in sender.receive(64)] == list(range(64))
         sender.assert_alive()
+
+
+@pytest.mark.parametrize("count", [2_063, 2_064, 2_065, 30_000])
+def test_what_comes_behind_a_message_of_very_many_frames_is_answered(
+    peer: Peer, control: ControlPeer, count: int
+) -> None:
+    for sender, kind in ((peer, KINDS[Sync]), (control, KINDS[Ping])):
+        sender.send(*[pack(kind, 1)] * count)
+        sender.send(pack(kind, 2))
+        assert [answer[1] for answer in sender.receive(65)] == [1] * 64 + [2]
+        sender.assert_alive()
+
+
+MANY_FRAMES: Final = """
+import sys, zmq
+from switchgear.address import Address
+from switchgear.manager.server import Server
+from switchgear.manager.sessions import CONTROL, DATA
+from switchgear.wire import Ping, encode
+place = Address.parse(sys.argv[1])
+server = Server(place)
+context = zmq.Context()
+for socket, path in ((DATA, place.data_path), (CONTROL, place.control_path)):
+    client = context.socket(zmq.DEALER)
+    client.connect(f"ipc://{path}")
+    client.send_multipart([encode(Ping(1))] * 30_000)
+    server._sockets[socket].poll(20_000)
+    takes = 1
+    while not server._take(socket, 0.0):
+        server._sockets[socket].poll(20_000)
+    while socket in server._unread:
+        server._take(socket, 0.0)
+        takes += 1
+    print(takes > 10)
+    client.close(linger=0)
+server._close()
+"""
+
+
+def test_the_frames_that_a_message_has_too_many_are_not_dropped_all_in_one_turn(
+    address: str,
+) -> None:
+    done = run_script(MANY_FRAMES, address)
+    assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
 
 
 def test_a_hundred_bad_frames_in_one_message_harm_nobody(peer: Peer, control: ControlPeer) -> None:

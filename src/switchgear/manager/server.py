@@ -24,7 +24,7 @@ import zmq
 
 from ..address import Address
 from ..errors import ConfigError
-from ..transport import READABLE, events_of, receive_frames, send_frames
+from ..transport import READABLE, drop_rest, events_of, receive_frames, send_frames
 from ..wire import (
     MAX_FRAME,
     MAX_FRAMES,
@@ -49,6 +49,7 @@ from .upkeep import Upkeep
 log = logging.getLogger("switchgear.manager")
 
 _BATCH: Final = 128  # messages taken from one socket before the other one gets a look
+_DROPPED: Final = 2_000  # frames in one turn of a message that has too many: a millisecond or two
 _LAST_SECONDS: Final = 1.0  # for what comes after the order to stop
 _QUIET_MS: Final = 50  # without a message, and there is none left that came before it
 _QUEUE: Final = 1_000  # messages that may wait for one peer that does not read; a few 100 KiB
@@ -244,6 +245,9 @@ class Server:
         """Answer what has arrived on one socket, in order, up to a limit; say how many it was."""
         source = self._sockets[socket]
         count = 0
+        if not drop_rest(source, _DROPPED):
+            self._unread.add(socket)
+            return 1
         with contextlib.suppress(zmq.Again):
             while count < _BATCH:
                 # To look first costs half of what the exception does; but not for each of many.
@@ -252,27 +256,32 @@ class Server:
                 peer = Peer(socket, source.recv(_NOBLOCK))
                 count += 1
                 if socket == DATA and self._actor.session_of(peer) is None:
-                    self._meet(peer, now)
+                    frames = self._meet(peer, now)
                 else:
-                    self._handle(peer, receive_frames(source), now)
+                    frames = receive_frames(source, MAX_FRAMES)
+                    self._handle(peer, frames, now)
+                if len(frames) == MAX_FRAMES and not drop_rest(source, _DROPPED):
+                    self._unread.add(socket)  # the rest of it has its turn with the others
+                    return count
         if count < _BATCH:
             self._unread.discard(socket)  # it held nothing when we looked, after the last send
         return count
 
-    def _meet(self, peer: Peer, now: float) -> None:
+    def _meet(self, peer: Peer, now: float) -> list[bytes]:
         """Take what comes from an unknown connection, and with it who is there."""
         source = self._sockets[DATA]
         first = source.recv(_NOBLOCK, copy=False)
         frames = [first.bytes]
         if first.more:
-            frames += receive_frames(source)
+            frames += receive_frames(source, MAX_FRAMES - 1)
         self._handle(peer, frames, now, first)
+        return frames
 
     def _handle(
         self, peer: Peer, frames: list[bytes], now: float, first: zmq.Frame | None = None
     ) -> None:
         sends: list[Send] = []
-        for frame in frames[:MAX_FRAMES]:
+        for frame in frames:
             sends += self._answer(peer, frame, now, first)
         self._send(sends, now)
 
