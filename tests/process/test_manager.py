@@ -559,6 +559,41 @@ def test_a_greeting_is_answered_with_a_time_between_its_sending_and_its_answer(
     assert run_script(GREETED_IN_A_LONG_TURN, address).stdout == "True\n"
 
 
+NO_ROOM: Final = """
+import errno, os, sys
+from switchgear.address import Address
+from switchgear.manager import server
+def full(fd, data):
+    raise OSError(getattr(errno, sys.argv[2]), "full")
+write, os.write = os.write, full
+lock = server._lock(Address.parse(sys.argv[1]))
+try:
+    server._lock(Address.parse(sys.argv[1]))
+except server.AlreadyRunningError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT"])
+def test_a_full_disk_keeps_no_manager_from_its_address(address: str, error: str) -> None:
+    done = run_script(NO_ROOM, address, error)
+    assert (done.stdout.count("(process unknown) already serves"), done.stderr) == (1, "")
+
+
+def test_a_manager_that_cannot_be_started_leaves_no_descriptor_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def spawn(*_: Any, **options: Any) -> None:
+        raise OSError("no process left")
+
+    monkeypatch.setattr("switchgear.manager.process.spawn", spawn)
+    before = set(os.listdir("/proc/self/fd"))
+    manager = sg.Manager()
+    with pytest.raises(OSError, match="no process left"):
+        manager.start()
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
 DRAINS: Final = """
 import sys, time
 from switchgear.address import Address

@@ -116,13 +116,15 @@ class Manager:
         try:
             # In a session of its own: the terminal's Ctrl-C is for the application. And not in its
             # directory, where -m would look for modules first, and may find a random.py.
-            self._child = spawn(
-                [*manager, "--ready-fd", str(write)],
-                write,
-                cwd="/",
-                env={**environment(), "PYTHONSAFEPATH": "1"},
-            )
-            os.close(write)
+            try:
+                self._child = spawn(
+                    [*manager, "--ready-fd", str(write)],
+                    write,
+                    cwd="/",
+                    env={**environment(), "PYTHONSAFEPATH": "1"},
+                )
+            finally:
+                os.close(write)
             said = first_word(read, _START_TIMEOUT)
         finally:
             os.close(read)

@@ -6,6 +6,7 @@ One process, one thread. What is decided is decided in `actor`; here bytes come 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import logging
@@ -479,7 +480,12 @@ def _lock(address: Address) -> int:
             break
         os.close(fd)  # somebody has removed it since we opened it: who comes next has another one
     os.ftruncate(fd, 0)
-    os.write(fd, f"{os.getpid()}\n".encode())
+    try:
+        os.write(fd, f"{os.getpid()}\n".encode())
+    except OSError as error:
+        # The number is only for who finds us here; without it is better than not at all.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
     return fd
 
 
