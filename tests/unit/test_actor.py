@@ -1562,6 +1562,15 @@ def test_a_successor_does_not_know_sessions_that_had_ended(
     assert successor(desk).ask(Peer(DATA, b"x"), hello(1), Welcome).reports == 0
 
 
+def test_who_begins_another_line_as_more_was_told_than_saved_still_knows_the_sessions() -> None:
+    other = Desk()
+    saved = Saved(EPOCH, None, {}, [SavedSession(b"\x01" * 16, 1_001, 5, 41)], [])
+    other.actor.restore(saved, other.now)
+    welcome = other.ask(Peer(DATA, b"x"), hello(1), Welcome)
+    assert welcome.origin == welcome.epoch > EPOCH
+    assert welcome.reports == 41
+
+
 def test_a_predecessors_session_is_forgotten_after_an_hour_and_not_before_and_only_if_it_is_absent(
     desk: Desk, peer: Peer
 ) -> None:
