@@ -298,10 +298,10 @@ def test_a_batch_tells_the_durations_of_the_last_hundred_successes_and_counts_al
 
 def test_a_call_under_which_the_clock_was_set_back_took_no_time() -> None:
     reports, lease = Reports(), lease_on()
-    add(reports, lease, -100.0, -1e-7, 0.0, 4e-7, 5e-7, 0.25)
+    add(reports, lease, -100.0, -0.5, -1e-7, 0.0, 4e-7, 5e-7, 0.25)
     (batch,) = send_all(reports)
     assert isinstance(batch, Batch)
-    assert batch.durations == (0, 0, 0, 0, 1, 250_000)
+    assert batch.durations == (0, 0, 0, 0, 0, 1, 250_000)
     assert decode(encode(batch), TO_DATA) == batch
 
 
