@@ -33,10 +33,15 @@ class Listeners:
     """See the module."""
 
     def __init__(self) -> None:
+        self._happened: dict[Version, str] = {}  # the circuit of each event
         self._told: dict[Version, Told] = {}
         self._heard: dict[bytes, Version] = {}  # by token: the last one, or what it begins after
 
     # -- what managers say -------------------------------------------------------------------------
+
+    def happened(self, event: Event, line: int) -> None:
+        """There is an event, whether anybody is told or not."""
+        self._happened[Version(line, event.version)] = event.name
 
     def told(self, event: Event, line: int, epoch: int) -> None:
         """An event was told to somebody."""
@@ -78,8 +83,8 @@ class Listeners:
         # Those that nobody was ever told of are not among them, and cannot be missed.
         told = [self._told.get(Version(first.line, n)) for n in range(first.number, seen)]
         missed = [known for known in told if known is not None]
-        later = [v for v in self._told if v.line == first.line and v >= first]
-        gap = max(Counter(self._told[version].event.name for version in later).values()) > KEPT
+        later = [v for v in self._happened if v.line == first.line and v >= first]
+        gap = max(Counter(self._happened[version] for version in later).values()) > KEPT
         if missed and (not gap or missed[-1].epoch == epoch):
             raise Violation(f"G1: {process} saw {seen}, and never {missed}")
 

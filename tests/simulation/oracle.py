@@ -368,6 +368,7 @@ class Oracle:
             version += 1
             if event[0] != version:
                 raise Violation(f"G1: event {event[0]} where {version} is next")
+            self._listeners.happened(event, self._line)
         for change in changes:
             if change.cause != "config":
                 self._moved(change)
