@@ -215,7 +215,7 @@ class Replay:
         self._changes: dict[str, list[tuple[int, StateChange]]] = {}  # by name, with the number
         for number, events in sorted(self.events.items()):
             for event in events:
-                self._changes.setdefault(event.name, []).append((number, _state_change(event)))
+                self._changes.setdefault(event.name, []).append((number, state_change(event)))
         self._searched = 0
         self._mismatch = (history.first, "nothing was replayed")
 
@@ -636,7 +636,8 @@ def _change(event: Event) -> Change:
     return Change(event.old, event.new, event.cause, event.generation)
 
 
-def _state_change(event: Event) -> StateChange:
+def state_change(event: Event) -> StateChange:
+    """What a history tells of an event."""
     return StateChange(
         version=event.version,
         old=event.old,

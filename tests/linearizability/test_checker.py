@@ -15,7 +15,7 @@ from switchgear.states import Outcome, State, Verdict
 from switchgear.stats import StateChange
 
 from . import history as files
-from .checker import check, overdue
+from .checker import check, overdue, state_change
 from .history import CALLED, RECEIVED, SENT, Called, History
 from .model import Circuit, Out
 from .notebook import NAME, Notebook, answered, configured, instant, replaced, retold
@@ -430,17 +430,7 @@ def told(book: Notebook) -> tuple[StateChange, ...]:
     events = [
         each.message for each in book.history.received if isinstance(each.message, wire.Event)
     ]
-    return tuple(
-        StateChange(
-            version=event.version,
-            old=event.old,
-            new=event.new,
-            cause=event.cause,
-            generation=event.generation,
-            at=event.at,
-        )
-        for event in events
-    )
+    return tuple(state_change(event) for event in events)
 
 
 @pytest.mark.parametrize("what", ["history", "reset"])
