@@ -149,6 +149,7 @@ class Shell(Server):
         self._doors = []
         self._ended = deque()
         self._unread = {DATA, CONTROL}
+        self._oversized: set[int] = set()
         self._cleared_at = BEGIN
         self._rests_until = 0.0
         self._now = BEGIN

@@ -130,6 +130,7 @@ class Server:
         # The sockets that may hold a message, whatever their descriptors say: those signal once,
         # and a send may take the signal.
         self._unread = {DATA, CONTROL}
+        self._oversized: set[int] = set()  # in the middle of a message with too many frames
         self._poll = select.poll()  # and not zmq.Poller, which asks each socket several times over
         doors = [door.fileno() for door in self._doors]
         for fd in (*self._descriptors, *self._ends, self._peers.fileno(), *doors):
@@ -246,8 +247,7 @@ class Server:
         """Answer what has arrived on one socket, in order, up to a limit; say how many it was."""
         source = self._sockets[socket]
         count = 0
-        if not drop_rest(source, _DROPPED):
-            self._unread.add(socket)
+        if socket in self._oversized and not self._drop_rest(socket):
             return 1
         with contextlib.suppress(zmq.Again):
             while count < _BATCH:
@@ -261,12 +261,21 @@ class Server:
                 else:
                     frames = receive_frames(source, MAX_FRAMES)
                     self._handle(peer, frames, now)
-                if len(frames) == MAX_FRAMES and not drop_rest(source, _DROPPED):
-                    self._unread.add(socket)  # the rest of it has its turn with the others
+                if len(frames) == MAX_FRAMES and not self._drop_rest(socket):
                     return count
         if count < _BATCH:
             self._unread.discard(socket)  # it held nothing when we looked, after the last send
         return count
+
+    def _drop_rest(self, socket: int) -> bool:
+        """Drop what a message has beyond its limit, or some of it: the rest has another turn."""
+        done = drop_rest(self._sockets[socket], _DROPPED)
+        if done:
+            self._oversized.discard(socket)
+        else:
+            self._oversized.add(socket)
+            self._unread.add(socket)
+        return done
 
     def _meet(self, peer: Peer, now: float) -> list[bytes]:
         """Take what comes from an unknown connection, and with it who is there."""
