@@ -170,6 +170,20 @@ print(stats.total_successes, stats.total_failures)
     assert done.stdout.split() == ["3", "1"], done.stderr
 
 
+def test_the_first_question_waits_for_a_manager_that_starts_slowly(
+    place: Address, tmp_path: Path
+) -> None:
+    slow = tmp_path / "python"
+    slow.write_text(f'#!/bin/sh\nsleep 1\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o700)
+    done = run_script(
+        "import sys, switchgear as sg; sys.executable = sys.argv[1];"
+        'print(sg.breaker("service").stats().total_requests)',
+        str(slow),
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_the_first_call_waits_no_longer_than_any_other(place: Address) -> None:
     with sg.connect(acquire_timeout=0.05) as client:
         breaker = client.breaker("service")
@@ -733,12 +747,11 @@ def test_no_call_waits_for_the_successor(place: Address) -> None:
         eventually(lambda: answers(breaker))
         kill(first)
         waits = []
-        while not waits or client.standby.active or waits[-1] < 0.001 * len(waits) < 1.0:
+        until = time.monotonic() + 1.0
+        while client.standby.active or time.monotonic() < until:
             begun = time.monotonic()
             breaker.execute(int)
             waits.append(time.monotonic() - begun)
-            if len(waits) > 2_000_000:
-                break
         assert pid_at(client) != first
     assert sorted(waits)[-2] < 0.2
 

@@ -107,10 +107,12 @@ def test_a_start_that_fails_is_said_once_until_the_connection_was_up(
         subject.wake()
         world.wait_for(lambda: world.starts >= 4)
         assert caplog.messages == [expected] * outages
+        assert subject.failing
         world.comes_up_after = 0
         world.fails = False
         world.online = True
         settle()
+        assert not subject.failing
 
 
 def test_one_that_is_there_and_does_not_answer_is_said_in_the_end(

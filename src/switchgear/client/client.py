@@ -57,6 +57,7 @@ ManagerLoss = Literal["local", "allow", "reject"]
 
 ACQUIRE_TIMEOUT: Final = 0.05  # seconds a call waits for the manager at most
 CONTROL_TIMEOUT: Final = 1.0  # seconds for statistics, resets and the like
+START_TIMEOUT: Final = 5.0  # the same where a manager has to be started first
 OPEN_AGAIN: Final = 1.0  # seconds until a process that has run out of descriptors tries again
 
 M = TypeVar("M", bound=Message)
@@ -433,12 +434,19 @@ class Client:
     ) -> M:
         link = self.link()
         self._told_link()
-        answer = None if link is None else link.ask(build, CONTROL_TIMEOUT, circuits)
+        answer = None if link is None else link.ask(build, self._patience(link), circuits)
         if isinstance(answer, expected):
             return answer
         if isinstance(answer, Error):
             raise error_of(answer, name, self.address)
         raise ManagerUnavailableError(self.address)
+
+    def _patience(self, link: Link) -> float:
+        """How long to wait for an answer, seconds."""
+        starter = self._starter
+        if link.online or starter is None or starter.failing or launch.listening(self._place()):
+            return CONTROL_TIMEOUT
+        return START_TIMEOUT
 
     def __enter__(self) -> Client:
         return self

@@ -57,6 +57,11 @@ class Starter:
         self._complained = False
         self._closed = False
 
+    @property
+    def failing(self) -> bool:
+        """It has tried in vain, said so, and tries on."""
+        return self._complained
+
     def wake(self) -> None:
         """The connection is needed, and not up. Does not wait."""
         if self._at_it.locked() or self._closed:
