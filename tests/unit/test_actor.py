@@ -1511,12 +1511,13 @@ def test_who_only_asks_has_used_it_then_and_not_for_ever(desk: Desk) -> None:
 # -- what survives ---------------------------------------------------------------------------------
 
 
-def successor(desk: Desk, *, epoch: int = 1, later: float = 0.0) -> Desk:
+def successor(desk: Desk, *, epoch: int = 1, later: float = 0.0, behind: bool = False) -> Desk:
     """The manager of a desk is killed when it has saved everything; this is the next one's."""
     changes = desk.actor.everything()
     counts = dict(changes.counts)
     circuits = {name: (standing, counts[name]) for name, standing in changes.standings}
-    saved = Saved(desk.actor.epoch, desk.actor.origin, circuits, changes.sessions, changes.events)
+    origin = None if behind else desk.actor.origin
+    saved = Saved(desk.actor.epoch, origin, circuits, changes.sessions, changes.events)
     other = Desk()
     other.now = desk.now + later
     other.actor = Actor(epoch, pid=4242, utc_offset=OFFSET)
@@ -1535,6 +1536,18 @@ def test_the_epoch_of_a_successor_is_higher_whatever_the_time_of_day_and_its_ori
     assert (third.actor.epoch, third.actor.origin) == (epoch + 1, EPOCH)
     welcome = third.ask(Peer(DATA, b"x"), hello(9), Welcome)
     assert (welcome.epoch, welcome.origin) == (epoch + 1, EPOCH)
+
+
+def test_no_epoch_comes_twice_of_those_that_begin_from_a_journal_that_is_behind(
+    desk: Desk, peer: Peer
+) -> None:
+    first = successor(desk, later=0.5, behind=True)  # that it was there, it cannot write down
+    second = successor(desk, later=0.75, behind=True)
+    assert desk.now == 100.0
+    assert first.actor.epoch == EPOCH + 1 + 100_500_000
+    assert second.actor.epoch == EPOCH + 1 + 100_750_000
+    assert (first.actor.origin, second.actor.origin) == (first.actor.epoch, second.actor.epoch)
+    assert successor(desk, epoch=10**15, behind=True).actor.epoch == 10**15
 
 
 def test_a_successor_knows_how_far_each_session_has_come(desk: Desk, peer: Peer) -> None:
@@ -1802,12 +1815,12 @@ def test_after_a_predecessor_that_could_not_save_all_it_told_a_new_line_begins(
     changes = desk.actor.everything()
     circuits = {name: (standing, None) for name, standing in changes.standings}
     other = Desk()
-    other.actor = Actor(EPOCH + 5, utc_offset=OFFSET)
+    other.actor = Actor(10**15, utc_offset=OFFSET)
     saved = Saved(EPOCH, None, circuits, changes.sessions, changes.events)
     other.actor.restore(saved, other.now)
     client = Peer(DATA, b"again")
     welcome = other.ask(client, hello(1), Welcome)
-    assert (welcome.epoch, welcome.origin, welcome.reports) == (EPOCH + 5, EPOCH + 5, 1)
+    assert (welcome.epoch, welcome.origin, welcome.reports) == (10**15, 10**15, 1)
     other.hand_in(client, report(2, None, Outcome.FAILURE))  # which would open it
     assert other.stats(client).state is State.CLOSED
     assert other.stats(client).total_failures == 1

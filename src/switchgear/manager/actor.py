@@ -169,7 +169,12 @@ class Actor:
             saved: What it has left; its instants are on our clock.
             now: Seconds.
         """
-        self.epoch = max(self.epoch, saved.epoch + 1)
+        following = saved.epoch + 1
+        if saved.origin is None:
+            # Others may have begun from it too, and have left nothing of their own. That time of
+            # day is later than theirs is not certain, but it is of our clock.
+            following += int(now * 1e6)
+        self.epoch = max(self.epoch, following)
         self.origin = self.epoch if saved.origin is None else saved.origin
         for name, (standing, counts) in saved.circuits.items():
             self._circuits[name] = Circuit.restore(name, standing, counts)
