@@ -21,32 +21,55 @@ class Remembered:
     """What was written is what a successor gets; tests/unit/test_journal.py compares it to a file.
 
     Its manager dies before it is written or after that, as a transaction has no other moments.
+
+    Attributes:
+        failing: See `managers.Journal`.
     """
 
     def __init__(self) -> None:
+        self.failing = False
+        self._full = False
+        self._behind = False
         self._memory = Memory()
         self._life: tuple[int, int] | None = None
         self._dies: str | None = None
 
     def succeed(self, epoch: int, utc_offset: float) -> Saved | None:
         """See `managers.Journal`."""
-        return None if self._life is None else self._memory.read(*self._life)
+        self.failing = False
+        if self._life is None:
+            return None
+        saved = self._memory.read(*self._life)
+        return saved._replace(origin=None) if self._behind else saved
 
     def begin(self, epoch: int, origin: int, utc_offset: float, everything: Changes) -> None:
         """See `managers.Journal`."""
         with self._doomed():
-            self._memory = Memory()
-            self._memory.write(everything)
-            self._life = epoch, origin
+            if self._has_room():
+                self._memory = Memory()
+                self._memory.write(everything)
+                self._life = epoch, origin
+                self._behind = False
 
     def write(self, changes: Changes) -> None:
         """See `managers.Journal`."""
         with self._doomed():
-            self._memory.write(changes)
+            if self._has_room():
+                self._memory.write(changes)
+
+    def _has_room(self) -> bool:
+        if self._full:
+            self.failing = self._behind = True
+        return not self._full
+
+    def reopen(self) -> bool:
+        """See `managers.Journal`."""
+        self.failing = self._full
+        return not self._full
 
     @contextlib.contextmanager
     def _doomed(self) -> Iterator[None]:
-        if self._dies == "before":
+        if self._dies == "before" or (self._dies is not None and self._full):
             raise Killed(written=False)
         yield
         if self._dies == "after":
@@ -59,6 +82,14 @@ class Remembered:
     def spare(self) -> None:
         """See `managers.Journal`."""
         self._dies = None
+
+    def fill(self, chance: float) -> None:
+        """See `managers.Journal`."""
+        self._full = True
+
+    def clear(self) -> None:
+        """See `managers.Journal`."""
+        self._full = False
 
 
 class Filed:
@@ -76,6 +107,12 @@ class Filed:
         self._lives = 0
         self._journal: Journal | None = None
         self._dies_at: int | None = None
+        self._full_at: int | None = None
+
+    @property
+    def failing(self) -> bool:
+        """See `managers.Journal`."""
+        return self._journal is not None and self._journal.retry_at is not None
 
     @property
     def _path(self) -> str:
@@ -85,9 +122,9 @@ class Filed:
         """See `managers.Journal`."""
         before, dead = self._path, self._journal
         self._lives += 1
-        for suffix in ("", "-wal"):
+        for suffix in ("", "-wal", ".behind"):
             with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(before + suffix, self._path + suffix)
+                shutil.copy(before + suffix, self._path + suffix)
         if dead is not None:
             dead.close()
             for name in os.listdir(self._folder):
@@ -107,17 +144,33 @@ class Filed:
         self._do(self._journal, self._journal.write, changes)
 
     def _do(self, journal: Journal, writes: Callable[..., None], *args: object) -> None:
-        if self._dies_at is None:
+        real, ends = journal._db, self._ends
+        if ends is None:
             writes(*args)
             return
-        real = journal._db
         assert real is not None
-        journal._db = _Doomed(real, self._dies_at)  # type: ignore[assignment]  # as far as it goes
+        journal._db = doomed = _Doomed(real, *ends)  # type: ignore[assignment]  # as far as it goes
         try:
             writes(*args)
         finally:
-            journal._db = real
-        raise Killed(written=True)  # it had fewer statements than that: it died after all of them
+            if journal._db is doomed:
+                journal._db = real
+        if self._dies_at is not None:
+            raise Killed(written=True)  # it had fewer statements: it died after all of them
+
+    @property
+    def _ends(self) -> tuple[int, Exception] | None:
+        """After how many statements a write ends half-way, and how."""
+        if self._dies_at is not None:
+            return self._dies_at, Killed(written=False)
+        if self._full_at is not None:
+            return self._full_at, sqlite3.OperationalError("database or disk is full")
+        return None
+
+    def reopen(self) -> bool:
+        """See `managers.Journal`."""
+        assert self._journal is not None
+        return self._full_at is None and self._journal.reopen(0.0)
 
     def doom(self, chance: float) -> None:
         """See `managers.Journal`."""
@@ -127,6 +180,14 @@ class Filed:
         """See `managers.Journal`."""
         self._dies_at = None
 
+    def fill(self, chance: float) -> None:
+        """See `managers.Journal`."""
+        self._full_at = int(chance * 5)  # fewer statements than any transaction has
+
+    def clear(self) -> None:
+        """See `managers.Journal`."""
+        self._full_at = None
+
     def close(self) -> None:
         """Take the files away."""
         if self._journal is not None:
@@ -135,11 +196,15 @@ class Filed:
 
 
 class _Doomed:
-    """A connection whose owner dies before a certain statement."""
+    """A connection that comes as far as a certain statement."""
 
-    def __init__(self, db: sqlite3.Connection, dies_at: int) -> None:
+    def __init__(self, db: sqlite3.Connection, most: int, end: Exception) -> None:
         self._db = db
-        self._left = dies_at
+        self._left = most
+        self._end = end
+
+    def close(self) -> None:
+        self._db.close()
 
     def execute(self, *args: Any) -> object:
         return self._do(self._db.execute, *args)
@@ -149,6 +214,6 @@ class _Doomed:
 
     def _do(self, statement: Callable[..., object], *args: Any) -> object:
         if self._left == 0:
-            raise Killed(written=False)
+            raise self._end
         self._left -= 1
         return statement(*args)

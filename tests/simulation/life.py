@@ -8,6 +8,7 @@ nothing may be stuck, and all that ended must have been counted, once.
 from __future__ import annotations
 
 import contextlib
+import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from switchgear.states import Outcome, State
 from switchgear.wire import GetHistory, GetMetrics, GetStats, Reset
 
 from .journals import Filed, Remembered
-from .managers import Killed, Manager
+from .managers import Journal, Killed, Manager
 from .network import Network, Weather
 from .oracle import Oracle
 from .processes import Process, virtual
@@ -116,9 +117,11 @@ class Life:
         self.impatience = world.random.choice([0.0, 0.0, 0.3])  # of callers: that are cancelled
         self._cramped = chance() < 0.25
         self.unnoticed = world.random.choice([0.0, 0.0, 0.0, 0.3])  # ends of connections
+        # Drawn apart, so that what is rare in the lives without is where it was.
+        self._full_disks = random.Random(f"disks of {seed}").choice([0, 0, 0, 1, 2])
         self._resting = False  # nothing new is begun
         self._filed = Filed(tempfile.mkdtemp()) if seed % FILED == 0 else None
-        self._journal = self._filed or Remembered()
+        self._journal: Journal = self._filed or Remembered()
         self._manager: Manager | None = None
         self.processes: list[Process] = []
         self._everybody: list[Process] = []
@@ -255,6 +258,16 @@ class Life:
         self.oracle.loses_journal()
         return None
 
+    def _fill_disk(self) -> None:
+        self.world.note("the disk", "is full")
+        self.seen["disks that were full"] += 1
+        self._journal.fill(self.world.chance())
+        self.world.after(self.world.between(0.0, 1.0), self._clear_disk, self._journal)
+
+    def _clear_disk(self, journal: Journal) -> None:
+        self.world.note("the disk", "has room")
+        journal.clear()
+
     # -- processes ---------------------------------------------------------------------------------
 
     def _begin_process(self) -> Process:
@@ -364,6 +377,8 @@ class Life:
         for name in self._configs:
             for _ in range(1 + int(6 * self.world.chance())):
                 self.world.after(seconds * self.world.chance(), self._change_health, name)
+        for _ in range(self._full_disks):
+            self.world.after(seconds * self.world.chance(), self._fill_disk)
 
     def _change_health(self, name: str) -> None:
         self._health[name] = self.world.random.choice([0.0, 0.0, 0.5, 0.9, 1.0, 1.0])

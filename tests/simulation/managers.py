@@ -22,6 +22,7 @@ from .world import IDLE, Idle, World
 if TYPE_CHECKING:
     from .processes import Process
 
+RETRY: Final = 0.2  # seconds until a journal that cannot be written is tried again
 REST_MAX: Final = 0.25  # seconds that a busy journal rests; as in server.py
 GRACE: Final = 0.005  # seconds until a dead process's permits come back, at the most
 
@@ -39,7 +40,14 @@ class Killed(Exception):
 
 
 class Journal(Protocol):
-    """Where a manager writes down what its successor must know. Survives it."""
+    """Where a manager writes down what its successor must know. Survives it.
+
+    Attributes:
+        failing: It could not be written, and is not until it is reopened and begun again.
+    """
+
+    @property
+    def failing(self) -> bool: ...
 
     def succeed(self, epoch: int, utc_offset: float) -> Saved | None:
         """A new manager opens it: what has its predecessor left?"""
@@ -50,11 +58,20 @@ class Journal(Protocol):
     def write(self, changes: Changes) -> None:
         """Write all or nothing. Raises Killed where the manager was to die over it."""
 
+    def reopen(self) -> bool:
+        """Try again; False: in vain."""
+
     def doom(self, chance: float) -> None:
         """Have the manager die over what it writes next, early or late in it."""
 
     def spare(self) -> None:
         """Have nobody die over it who was to."""
+
+    def fill(self, chance: float) -> None:
+        """Have no room for what is written next, early or late in it, nor for anything else."""
+
+    def clear(self) -> None:
+        """There is room again."""
 
 
 class Manager:
@@ -102,11 +119,35 @@ class Manager:
         saved = journal.succeed(epoch, utc_offset)
         if saved is not None:
             self.actor.restore(saved, now)
-        oracle.manager_begins(self.actor, now, anew=saved is None or saved.origin is None)
-        everything = self.actor.everything()
-        journal.begin(self.actor.epoch, self.actor.origin, utc_offset, everything)
+        oracle.manager_begins(self.actor, now, saved)
+        self._begin_journal()
         oracle.subscribed(self.actor, now)
         self._plan()
+
+    def _begin_journal(self) -> None:
+        actor = self.actor
+        try:
+            self._journal.begin(actor.epoch, actor.origin, actor.utc_offset, actor.everything())
+        except Killed as death:
+            if death.written:
+                self._oracle.wrote_everything()
+            raise
+        if self._journal.failing:
+            self._fall_behind()
+        else:
+            self._oracle.wrote_everything()
+
+    def _fall_behind(self) -> None:
+        self._oracle.falls_behind()
+        self._world.after(self._world.between(0.0, RETRY), self._catch_up)
+
+    def _catch_up(self) -> Idle | None:
+        if self.dead or not self._journal.failing:
+            return IDLE
+        if self.stopped or not self._journal.reopen():
+            self._world.after(RETRY, self._catch_up)
+            return IDLE
+        return self._turn(self._begin_journal)
 
     # -- turns -------------------------------------------------------------------------------------
 
@@ -212,13 +253,18 @@ class Manager:
             self._send(undone, now)
 
     def _write(self, changes: Changes, written: Callable[[], None]) -> None:
+        if self._journal.failing:
+            return
         try:
             self._journal.write(changes)
         except Killed as death:
             if death.written:
                 written()
             raise
-        written()
+        if self._journal.failing:
+            self._fall_behind()
+        else:
+            written()
 
     # -- what happens to it ------------------------------------------------------------------------
 

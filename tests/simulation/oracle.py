@@ -16,6 +16,7 @@ from switchgear.client.lease import Lease
 from switchgear.client.session import Answer, Grant
 from switchgear.manager.actor import Actor, Send
 from switchgear.manager.sessions import CONTROL, DATA, Peer
+from switchgear.manager.unsaved import Saved
 from switchgear.states import Outcome, State, Verdict
 from switchgear.wire import (
     KINDS,
@@ -94,7 +95,7 @@ class Oracle:
 
     Attributes:
         life: Who owns it.
-        exact: No journal was lost, so everything that ended is counted once.
+        exact: No journal was lost or behind, so everything that ended is counted once.
     """
 
     life: Life
@@ -111,6 +112,7 @@ class Oracle:
         self._lines: dict[int, int] = {}  # by epoch
         self._served: dict[int, int] = {}  # the same, of those that lived to be heard
         self._journal_lost = True  # a manager may know nothing, like the first one
+        self._behind = False  # what is told is not in the journal, which cannot be written
         self._connected: dict[Peer, bytes] = {}
         self._verdicts: dict[bytes, dict[int, tuple[Verdict | None, bool]]] = defaultdict(dict)
         self._acknowledged: dict[bytes, int] = defaultdict(int)
@@ -145,14 +147,26 @@ class Oracle:
     def loses_journal(self) -> None:
         """What managers have written down is gone; but for that, nothing may be forgotten."""
         self._journal_lost = True
-        self.exact = False
+        self._behind = self.exact = False
 
-    def manager_begins(self, actor: Actor, now: float, *, anew: bool) -> None:
+    def falls_behind(self) -> None:
+        """The journal cannot be written: what happens from now on may be lost with the manager."""
+        self._behind = True
+
+    def wrote_everything(self) -> None:
+        """The journal was begun, with all that is to be known."""
+        self._behind = False
+        self.wrote_all()
+
+    def manager_begins(self, actor: Actor, now: float, saved: Saved | None) -> None:
         """A manager has read what there was to read."""
-        if anew:
+        if saved is None:
             if not self._journal_lost:
                 raise Violation("G11: a manager begins anew, and no journal was lost")
             self.reference.lose_all()
+        elif (saved.origin is None) is not self._behind:
+            raise Violation(f"G1: a manager of line {saved.origin}, of a journal that is behind")
+        self.exact = self.exact and not self._behind
         if any(e >= actor.epoch for e, line in self._served.items() if line == actor.origin):
             raise Violation(f"G6: manager {actor.epoch} is not the latest of its line")
         self._actor = actor
@@ -203,7 +217,7 @@ class Oracle:
 
     def subscribed(self, actor: Actor, now: float) -> None:
         """Have every event of this manager's sent to us."""
-        self._journal_lost = False  # it has begun one
+        self._journal_lost = self._journal_lost and self._behind  # else it has begun one
         self._served[actor.epoch] = actor.origin
         (answer,) = actor.receive(WITNESS, Subscribe(1, None), now)
         if answer.message[2] != self.reference.version:
@@ -430,12 +444,12 @@ class Oracle:
 
     def _told_generation(self, name: str, generation: int) -> None:
         written = self.reference.written.get(name)
-        if written is None or written.stands.generation < generation:
+        if not self._behind and (written is None or written.stands.generation < generation):
             raise Violation(f"G11: generation {generation} of {name} was told and not written")
         self._told[self._line, name] = max(self._told[self._line, name], generation)
 
     def _told_event(self, event: Event) -> None:
-        if event.version > self.reference.written_version:
+        if not self._behind and event.version > self.reference.written_version:
             raise Violation(f"G11: event {event.version} was told and not written")
         self._listeners.told(event, self._line, self.reference.epoch)
         self._told_generation(event.name, event.generation)
@@ -516,7 +530,7 @@ class Oracle:
         self._acknowledged[token] = max(self._acknowledged[token], answer.number)
 
     def _check_survives(self, token: bytes, number: int) -> None:
-        if number > self.reference.written_sessions.get(token, 0):
+        if not self._behind and number > self.reference.written_sessions.get(token, 0):
             raise Violation(f"G10: report {number} was acknowledged and not written")
 
     # -- what a process hears ----------------------------------------------------------------------

@@ -425,6 +425,20 @@ def a_clock_that_was_set_back_sets_back_epochs() -> Plant:
     return _in_place_of(Actor, "restore", make)
 
 
+def a_line_goes_on_from_a_journal_that_is_behind() -> Plant:
+    """Actor.restore does not begin a line of its own, whatever was told and not written."""
+
+    def make(restore: Callable[..., Any]) -> Callable[..., Any]:
+        def blind(self: Actor, saved: Saved, now: float) -> None:
+            restore(self, saved, now)
+            if saved.origin is None:
+                self.origin = saved.epoch
+
+        return blind
+
+    return _in_place_of(Actor, "restore", make)
+
+
 def statistics_do_not_wait_for_reports() -> Plant:
     """Session._may_pass lets a question overtake what was to be reported before it."""
     return _in_place_of(
@@ -500,6 +514,7 @@ PLANTS: Final[dict[str, Callable[[], Plant]]] = {
         entries_into_states_are_forgotten,
         a_sound_journal_is_taken_for_a_damaged_one,
         a_clock_that_was_set_back_sets_back_epochs,
+        a_line_goes_on_from_a_journal_that_is_behind,
         statistics_do_not_wait_for_reports,
         a_permit_of_a_cancelled_caller_stays_out,
         every_verdict_is_counted,

@@ -63,6 +63,7 @@ def test_lives_know_every_misfortune_and_circuits_take_every_way() -> None:
         "closed to closed, reset": 50,
         "closed to open, failures": 200,
         "connections cut": 300,
+        "disks that were full": 50,
         "ends of connections that nobody noticed": 20,
         "forks": 50,
         "grants that could not be sent": 5,
