@@ -738,9 +738,8 @@ class Session:
                 self._delayed[number] = None
                 return
             self._ensure_declared((asked.name,))
-            deadline = to_micros(asked.deadline + self._clock_offset)
             # An instant, whatever clock the manager has told.
-            deadline = min(max(0, deadline), MAX_INTEGER)
+            deadline = min(to_micros(asked.deadline + self._clock_offset), MAX_INTEGER)
             self._last_acquire = max(self._last_acquire, number)
             self.outbox.append((DATA, Acquire(number, asked.name, deadline)))
         else:
