@@ -6,8 +6,8 @@ is forked, puts the mutant in the place of a function's code, and runs only the 
 line, the likeliest to fail first, until one fails. What runs at import, such as a table, cannot be
 replaced afterwards: those mutants get a child that has imported nothing of ours yet.
 
-A mutant is dead when a test fails on it, when its tests take so much longer than they should that
-it must be going in circles, and when it cannot even be imported.
+A mutant is dead when a test fails on it, when its tests take so much longer than they should, or so
+much memory, that it must be going in circles, and when it cannot even be imported.
 """
 
 from __future__ import annotations
@@ -340,6 +340,9 @@ def in_child(body: Callable[[], tuple[int, str]], patience: int) -> tuple[int, i
         code, by = body()
     except BaseException as error:
         code, by = BROKEN, repr(error)
+        # What then fails in pytest itself, and how, is no matter.
+        if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 > MEMORY // 2:
+            code, by = DEAD, "it ran out of memory"
     with contextlib.suppress(BaseException):
         os.write(write, by.encode()[:4000])
     os._exit(code)
