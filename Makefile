@@ -69,7 +69,7 @@ coverage-unit: $(VENV)/.dev
 	$(BIN)/coverage report
 	$(BIN)/coverage report --fail-under=100 --include="$$($(BIN)/python tests/unit/pure.py)"
 
-# Not in CI, because it takes an hour. What was found is kept in .mutants while nothing has changed.
+# Not in CI, because it takes half an hour. What was found is kept in .mutants while nothing has changed.
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutation $(if $(SINCE),--since $(SINCE)) $(MODULES)
 
