@@ -7,7 +7,7 @@ FUZZ := .venv-fuzz
 SECONDS ?= 600
 REPLAYS ?= 20000
 
-.PHONY: help demo test coverage coverage-unit lint check simulate linearizability fuzz mutants bench clean
+.PHONY: help demo test coverage coverage-unit coverage-process lint check simulate linearizability fuzz mutants bench clean
 
 help:
 	@echo "make demo       eight workers share one breaker in front of a service that breaks and heals"
@@ -51,12 +51,16 @@ linearizability: $(VENV)/.dev
 	@PYTHONPATH=tests $(BIN)/python -m linearizability --histories $(HISTORIES) \
 		$(if $(SEED),--seed $(SEED)) $(if $(LOSSES),--losses)
 
-# And what of the shells is reached with real processes, in those that end in good order: one that is
+# What the unit tests reach, and what others do besides.
+coverage: coverage-unit
+	$(MAKE) coverage-process
+
+# Of the shells, what is reached with real processes, in those that end in good order: one that is
 # killed, as managers often are here, takes what it has seen with it. Left out are the tests that take
 # long for what they add, and those that fork while other threads run: coverage takes a lock in these,
 # which the child would never get.
 TRACED := api cli deaths guarantees leases manager outages peers survival
-coverage: coverage-unit
+coverage-process: $(VENV)/.dev
 	$(BIN)/coverage run -m pytest -m 'not untraced' $(TRACED:%=tests/process/test_%.py)
 	$(BIN)/coverage combine --quiet --append
 	$(BIN)/coverage report --fail-under=93
