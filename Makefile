@@ -59,7 +59,7 @@ coverage: coverage-unit
 # killed, as managers often are here, takes what it has seen with it. Left out are the tests that take
 # long for what they add, and those that fork while other threads run: coverage takes a lock in these,
 # which the child would never get.
-TRACED := api cli deaths guarantees leases manager outages peers survival
+TRACED := api cli deaths guarantees leases manager outages peers
 coverage-process: $(VENV)/.dev
 	$(BIN)/coverage run -m pytest -m 'not untraced' $(TRACED:%=tests/process/test_%.py)
 	$(BIN)/coverage combine --quiet --append
