@@ -171,8 +171,8 @@ class Actor:
         """
         following = saved.epoch + 1
         if saved.origin is None:
-            # Others may have begun from it too, and have left nothing of their own. That time of
-            # day is later than theirs is not certain, but it is of our clock.
+            # Others may have begun from it too, of whom it says nothing. The time of day may have
+            # been set back since, but our clock never is.
             following += int(now * 1e6)
         self.epoch = max(self.epoch, following)
         self.origin = self.epoch if saved.origin is None else saved.origin
