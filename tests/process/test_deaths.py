@@ -522,7 +522,7 @@ def succeed_when_told(breaker: sg.Breaker, pipe: Connection) -> None:
 def test_a_stopped_holder_loses_its_probe_by_permit_timeout_and_reports_too_late(
     manager: sg.Manager,
 ) -> None:
-    breaker = fragile(manager, permit_timeout=0.5)
+    breaker = fragile(manager, permit_timeout=2.0)
     half_open(breaker)
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -534,7 +534,7 @@ def test_a_stopped_holder_loses_its_probe_by_permit_timeout_and_reports_too_late
         assert process.pid is not None
         with stopped(process.pid):
             eventually(lambda: breaker.metrics().permits_lost == 1)
-            mine = breaker.acquire()
+            mine = breaker.acquire()  # held to the end of the test, which has two seconds for it
         ours.send("go on")
         assert ours.poll(PATIENCE)
         assert ours.recv() is sg.Verdict.EXPIRED
