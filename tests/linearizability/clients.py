@@ -65,18 +65,19 @@ def check_clients(history: History, operations: Operations) -> Iterator[str]:
 def check_listeners(history: History) -> Iterator[str]:
     """Who listens is told all that the observer is, in order and once; also its callbacks are."""
     events: dict[int, wire.Event] = {}
-    told: defaultdict[int, list[int]] = defaultdict(list)
+    told: defaultdict[int, dict[int, None]] = defaultdict(dict)  # whether again: `check_versions`
     for each in history.received:
         event = each.message
         if isinstance(event, wire.Event) and event.name in history.names:
-            told[each.session].append(event.version)
+            told[each.session][event.version] = None
             if each.session == OBSERVER:
                 events[event.version] = event
     for session in history.listeners:
         whole = session not in history.killed
-        few = len(events) if whole else len(told[session])
-        if told[session] != list(events)[:few]:
-            yield f"session {session} was told of {told[session]}, the observer of {list(events)}"
+        versions = list(told[session])
+        few = len(events) if whole else len(versions)
+        if versions != list(events)[:few]:
+            yield f"session {session} was told of {versions}, the observer of {list(events)}"
         heard: defaultdict[str, list[list[str]]] = defaultdict(list)
         for call in history.called:
             if call.session == session and call.what == "heard":

@@ -479,3 +479,44 @@ def test_who_listens_and_is_told_something_else_is_found(what: str) -> None:
     run = listened_run()
     LISTENS_WRONG[what](run)
     assert check(run).wrong
+
+
+def told_again_run(after: int | None, *, again: int = 1) -> History:
+    """Worker 1 is told of the only change, asks for those it has not seen, and is told again.
+
+    Args:
+        after: Of which version on, it is told; None: it did not ask.
+        again: The version that it is told of then.
+    """
+    book = Notebook(replace(STRICT, failure_threshold=1))
+    book.ping()  # 1
+    book.declare()  # 2
+    book.acquire(1, 1, None)  # 3
+    book.report(1, 3, 1, FAILURE, COUNTED)  # 4
+    book.event(CLOSED, OPEN, "failures", 2)
+    received = book.history.received
+    event = received[-1]._replace(session=1)
+    received.append(event)
+    book.history.listeners = [1]
+    heard = Called(1, event.at, None, event.at, "heard", NAME, "", [str(CLOSED), str(OPEN)])
+    book.history.called.append(heard)
+    if after is not None:
+        book.ask(1, lambda n: wire.Subscribe(n, 0), lambda n, op: wire.Subscribed(n, op, after))
+    received.append(event._replace(message=event.message._replace(version=again)))
+    return book.close()
+
+
+@pytest.mark.parametrize(
+    ("run", "wrong"),
+    [
+        (told_again_run(0), None),
+        (told_again_run(1), "session 1 was told of version 1 after 1"),
+        (told_again_run(None), "session 1 was told of version 1 after 1"),
+        (told_again_run(0, again=2), "session 1 was told of version 2 after 0"),
+        (told_again_run(7, again=7), "session 1 was told of version 7 after 1"),
+    ],
+)
+def test_only_who_asks_for_what_it_has_not_seen_may_be_told_again(
+    run: History, wrong: str | None
+) -> None:
+    assert next(iter(check(run).wrong), None) == wrong
