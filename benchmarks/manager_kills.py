@@ -52,12 +52,13 @@ def fail() -> None:
 
 
 def work(number_: int, pipe: Connection, address: str) -> None:
-    """Call, and count, until told to stop; then have everything taken in and tell the counts."""
+    """Say that it is ready; call, count, until told to stop; have all taken in, tell the counts."""
     with sg.connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
         breakers = [
             (client.breaker(name, config), rate) for name, (config, rate) in CIRCUITS.items()
         ]
         chance = random.Random(number_)
+        pipe.send("ready")
         for _ in orders(pipe):
             counts, waits = _call_until_told(pipe, breakers, chance)
             client.flush(PATIENCE)
@@ -169,6 +170,7 @@ def run(settings: Settings) -> Section:
                 "late", failure_threshold=1, success_threshold=1, open_timeout=0.001
             )
             half_open(late)
+            workers.hear()  # or some would begin in the middle of it
             workers.tell("call")
             time.sleep(settings.pick(20.0, 0.5))
             alone = workers.ask("stop")
