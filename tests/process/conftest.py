@@ -24,8 +24,11 @@ import switchgear as sg
 T = TypeVar("T")
 
 ACQUIRE_TIMEOUT: Final = 5.0  # seconds; generous, because machines are loaded
-# A test wants to see it when a call was not answered, and not to have it stood in for.
-connect: Final = functools.partial(sg.connect, manager_loss="reject")
+# A test wants to see it when a call was not answered, and not to have it stood in for; nor that
+# one is not answered in time only because the machine has much else to do.
+connect: Final = functools.partial(
+    sg.connect, manager_loss="reject", acquire_timeout=ACQUIRE_TIMEOUT
+)
 PATIENCE: Final = 20.0  # seconds until a test gives up on what must happen
 
 

@@ -19,7 +19,7 @@ import pytest
 
 import switchgear as sg
 
-from .conftest import ACQUIRE_TIMEOUT, PATIENCE, connect, end, ending, eventually, read_line, trip
+from .conftest import PATIENCE, connect, end, ending, eventually, read_line, trip
 
 pytestmark = pytest.mark.process
 
@@ -341,7 +341,7 @@ def test_serve_announces_itself_once_it_answers_and_ends_with_0_on_a_signal(
         assert announcement(process) == {"address": address, "pid": process.pid}
         for suffix in ("data", "control"):
             assert stat.S_IMODE(path.with_suffix(f".{suffix}").stat().st_mode) == 0o600
-        with connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+        with connect(address) as client:
             assert client.ping().pid == process.pid
             assert client.breaker("x").execute(int) == 0
         process.send_signal(number)
@@ -364,7 +364,7 @@ def test_serve_without_json_prints_nothing_on_stdout(address: str) -> None:
     process = subprocess.Popen(
         [*COMMAND, "serve", "--address", address], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    with ending(process), connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+    with ending(process), connect(address) as client:
         eventually(lambda: answers(client))
         process.terminate()
         out, err = process.communicate(timeout=PATIENCE)
@@ -384,7 +384,7 @@ def test_a_second_serve_on_an_address_is_refused_and_leaves_the_first_undisturbe
 ) -> None:
     with (
         serving("--address", address) as first,
-        connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client,
+        connect(address) as client,
     ):
         announcement(first)
         breaker = client.breaker("x", failure_threshold=1)
@@ -397,7 +397,7 @@ def test_a_second_serve_on_an_address_is_refused_and_leaves_the_first_undisturbe
         stats = breaker.stats()
         assert (stats.total_requests, stats.total_successes) == (2, 2)
         assert client.ping().pid == first.pid
-        with connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as newcomer:
+        with connect(address) as newcomer:
             assert newcomer.stats("x").total_successes == 2
         assert first.poll() is None
 
@@ -428,7 +428,7 @@ def test_without_an_address_every_command_goes_where_the_environment_says(
     monkeypatch.setenv(variable, value.format(directory))
     with serving() as process:
         assert announcement(process)["address"] == f"ipc://{expected.format(directory)}"
-        with connect(acquire_timeout=ACQUIRE_TIMEOUT) as client:
+        with connect() as client:
             client.breaker("x").execute(int)
         assert [stats["name"] for stats in done_json("list")] == ["x"]
         assert done_json("stats", "x")["total_successes"] == 1

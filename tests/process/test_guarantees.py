@@ -124,7 +124,7 @@ def test_g1_a_client_that_starts_stops_or_reads_moves_nothing(manager: sg.Manage
     trip(breaker)
     before = breaker.stats()
     for _ in range(5):
-        with connect(manager.address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+        with connect(manager.address) as client:
             other = client.breaker("service")
             other.metrics()
             client.breakers()
@@ -175,7 +175,7 @@ def test_g2_the_threshold_is_exact_across_processes(
 
 def test_g2_a_success_between_them_starts_the_count_again(manager: sg.Manager) -> None:
     breaker = manager.breaker("service", failure_threshold=3, open_timeout=600.0)
-    with connect(manager.address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+    with connect(manager.address) as client:
         other = client.breaker("service")
         for _ in range(2):
             with pytest.raises(ConnectionError):

@@ -20,7 +20,6 @@ import pytest
 import switchgear as sg
 
 from .conftest import (
-    ACQUIRE_TIMEOUT,
     PATIENCE,
     connect,
     ending,
@@ -51,7 +50,7 @@ def breaker(manager: sg.Manager) -> sg.Breaker:
 @pytest.fixture
 def other(manager: sg.Manager) -> Iterator[sg.Client]:
     """Another client of the manager; to the manager, another process."""
-    with connect(manager.address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+    with connect(manager.address) as client:
         yield client
 
 

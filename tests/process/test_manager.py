@@ -132,7 +132,7 @@ def test_a_signal_ends_a_manager_in_good_order(address: str, number: signal.Sign
 
 def test_shutdown_ends_a_manager_in_good_order(address: str) -> None:
     with ending(start_manager(address)) as process:
-        with connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+        with connect(address) as client:
             client.shutdown()
         assert process.wait(PATIENCE) == 0
     assert not os.path.exists(Address.parse(address).data_path)
@@ -180,7 +180,7 @@ def test_g13_a_second_manager_is_refused_and_the_first_is_undisturbed(address: s
         assert "Traceback" not in second.stderr
         breaker.execute(int)
         assert breaker.stats().total_successes == 2
-        with connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+        with connect(address) as client:
             assert client.ping().pid == manager.pid
 
 
@@ -317,7 +317,7 @@ def test_a_client_goes_on_with_the_manager_that_comes_after_a_killed_one(
 
 def test_events_go_on_where_they_were_when_the_manager_is_killed(address: str) -> None:
     seen: list[sg.State] = []
-    with connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+    with connect(address) as client:
         breaker = client.breaker("service", failure_threshold=1, open_timeout=600.0)
         with ending(start_manager(address)) as first:
             breaker.on_state_change(lambda name, old, new: seen.append(new))
@@ -660,7 +660,7 @@ def _allowed(breaker: sg.Breaker) -> bool:
 
 
 def test_an_outcome_reported_while_no_manager_lives_is_counted_by_the_next(address: str) -> None:
-    with connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+    with connect(address) as client:
         breaker = client.breaker("service")
         with ending(start_manager(address)) as first:
             permits = [breaker.acquire() for _ in range(5)]

@@ -18,7 +18,6 @@ import pytest
 import switchgear as sg
 
 from .conftest import (
-    ACQUIRE_TIMEOUT,
     PATIENCE,
     connect,
     eventually,
@@ -96,7 +95,7 @@ def call_nobody(address: str) -> None:
 
 
 def ask_for_no_circuit(breaker: sg.Breaker) -> None:
-    with connect(str(breaker._client.address), acquire_timeout=ACQUIRE_TIMEOUT) as client:
+    with connect(str(breaker._client.address)) as client:
         client.stats("no such")
 
 

@@ -21,7 +21,6 @@ from switchgear.client.link import Link
 from switchgear.transport import WRITABLE, events_of
 
 from .conftest import (
-    ACQUIRE_TIMEOUT,
     PATIENCE,
     connect,
     end,
@@ -45,7 +44,7 @@ pytestmark = [
 
 @pytest.fixture
 def client(address: str) -> Iterator[sg.Client]:
-    with connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+    with connect(address) as client:
         yield client
 
 
@@ -141,7 +140,7 @@ def test_g1_who_did_not_notice_that_the_manager_was_replaced_hears_events_again(
             eventually(lambda: not reaches_somebody(link))
             second = start_manager(address)
             eventually(lambda: reaches_somebody(link))
-    with ending(second), connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as other:
+    with ending(second), connect(address) as other:
         trip(other.breaker("service"))
         eventually(lambda: seen == [(sg.State.CLOSED, sg.State.OPEN)])
 
@@ -156,7 +155,7 @@ def test_g11_configurations_totals_and_transitions_survive_without_any_client(
 ) -> None:
     config = sg.CircuitConfig(failure_threshold=3, open_timeout=0.123456, lost_permit="ignore")
     with ending(start_manager(address)) as first:
-        with connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client:
+        with connect(address) as client:
             breaker = client.breaker("service", config)
             for _ in range(7):
                 breaker.execute(int)
@@ -319,7 +318,7 @@ def test_an_orderly_stop_and_start_keeps_everything_and_counts_nothing_twice(
 def test_what_comes_with_the_order_to_stop_is_saved(address: str) -> None:
     with (
         ending(start_manager(address)) as first,
-        connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client,
+        connect(address) as client,
     ):
         breaker = client.breaker("service", consistency="strict")
         permits = [breaker.acquire() for _ in range(20)]

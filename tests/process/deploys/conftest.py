@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..conftest import ACQUIRE_TIMEOUT, connect, ending, start_manager
+from ..conftest import connect, ending, start_manager
 from .servers import Deploy, service_at_a_port
 
 
@@ -15,7 +15,7 @@ def deploy(address: str) -> Iterator[Deploy]:
     """A manager as an operator starts it, a client of ours, and a service."""
     with (
         ending(start_manager(address)) as manager,
-        connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client,
+        connect(address) as client,
         service_at_a_port() as (service, place),
     ):
         yield Deploy(manager, client, service, place, address)

@@ -16,7 +16,6 @@ import switchgear as sg
 from switchgear.manager.actor import LEASE
 
 from ..conftest import (
-    ACQUIRE_TIMEOUT,
     connect,
     end,
     ending,
@@ -72,7 +71,7 @@ def test_gunicorns_workers_start_their_manager_and_its_successor(
 ) -> None:
     """And nobody else does."""
     with (
-        connect(address, acquire_timeout=ACQUIRE_TIMEOUT) as client,
+        connect(address) as client,
         service_at_a_port() as (service, place),
     ):
         deploy = Deploy(None, client, service, place, address)
