@@ -170,14 +170,20 @@ def test_a_kept_run_is_the_same_again(tmp_path: object) -> None:
 # -- numbers that nobody was told ------------------------------------------------------------------
 
 
-def half_open(config: CircuitConfig) -> Notebook:
-    """The first permit's call fails and opens the circuit, and it becomes half-open."""
+def opened(config: CircuitConfig) -> Notebook:
+    """The first permit's call fails and opens the circuit."""
     book = Notebook(replace(config, failure_threshold=1))
     book.ping()  # 1
     book.declare()  # 2
     book.acquire(1, 1, None)  # 3
     book.report(1, 3, 1, FAILURE, COUNTED)  # 4
     book.event(CLOSED, OPEN, "failures", 2)
+    return book
+
+
+def half_open(config: CircuitConfig) -> Notebook:
+    """As `opened`, and it becomes half-open."""
+    book = opened(config)
     book.now += 2.0
     book.timer(OPEN, HALF_OPEN, "timeout", 3)  # 5
     return book
@@ -488,12 +494,7 @@ def told_again_run(after: int | None, *, again: int = 1) -> History:
         after: Of which version on, it is told; None: it did not ask.
         again: The version that it is told of then.
     """
-    book = Notebook(replace(STRICT, failure_threshold=1))
-    book.ping()  # 1
-    book.declare()  # 2
-    book.acquire(1, 1, None)  # 3
-    book.report(1, 3, 1, FAILURE, COUNTED)  # 4
-    book.event(CLOSED, OPEN, "failures", 2)
+    book = opened(STRICT)
     received = book.history.received
     event = received[-1]._replace(session=1)
     received.append(event)
